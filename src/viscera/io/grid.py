@@ -1,0 +1,172 @@
+"""From the scan's grid to the network's and back: resampling, and the box around the body.
+
+Both grids share the centre of voxel 0 and the directions of the axes; they differ in spacing only. Output voxel
+`i` at spacing `t` looks at input coordinate ``i * t / s`` (s: input spacing), and coordinates beyond the last
+voxel's centre take the last voxel's value:
+
+    input   s = 2 mm    0   1   2   3      4 voxels, centres 0 2 4 6 mm
+    output  t = 3 mm    0     1     2      centres 0 3 6 mm  ->  coordinates 0, 1.5, 3
+
+Linear interpolation is separable, so each axis is one short weighted sum (`AxisTaps`), and a scan is taken slab by
+slab: a 512 x 512 x 1024 scan never becomes a float array of that size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy import ndimage
+
+from viscera.masks import INSIDE, BoolArray, SoftMask
+from viscera.shapes import Box, SpacingMm, Triple, triple
+
+BODY_HU = -300.0  # between fat (-100) and lung or air (-700 ... -1000)
+BODY_MARGIN_MM = 10.0
+BODY_PART_ML = 20.0  # a part of the body smaller than this (cushion, cable, tube) does not count
+_SLAB = 32  # slices taken at once; 512 x 512 x 32 float32 = 34 MB
+
+
+@dataclass(frozen=True, eq=False)
+class AxisTaps:
+    """A resampled axis: output `i` is the sum over k of ``weight[i, k] * input[index[i, k]]``."""
+
+    index: torch.Tensor  # int64 [n_out, taps]
+    weight: torch.Tensor  # float32 [n_out, taps]; each row sums to 1
+
+    def __call__(self, values: torch.Tensor, axis: int) -> torch.Tensor:
+        """`values` (floating point) resampled along `axis`."""
+        shape = [1] * values.dim()
+        shape[axis] = -1
+        out = values.index_select(axis, self.index[:, 0]) * self.weight[:, 0].view(shape)
+        for tap in range(1, self.index.shape[1]):
+            out.addcmul_(values.index_select(axis, self.index[:, tap]), self.weight[:, tap].view(shape))
+        return out
+
+
+def linear_taps(coordinates: npt.NDArray[np.floating[Any]], n_in: int) -> AxisTaps:
+    """Linear interpolation at `coordinates` (input voxels, any order) of an axis of `n_in` voxels."""
+    inside = np.clip(coordinates, 0, n_in - 1)
+    low = np.minimum(inside.astype(np.int64), max(n_in - 2, 0))
+    high = np.minimum(low + 1, n_in - 1)
+    part = (inside - low).astype(np.float32)
+    return AxisTaps(
+        torch.from_numpy(np.stack([low, high], 1)), torch.from_numpy(np.stack([1 - part, part], 1).astype(np.float32))
+    )
+
+
+def mean_taps(coordinates: npt.NDArray[np.floating[Any]], n_in: int, step: float) -> AxisTaps:
+    """Linear interpolation whose triangle is widened to `step` input voxels: averages noise when shrinking.
+
+    The same filter as Pillow's and torch's ``antialias=True`` for linear resizing.
+    """
+    if step <= 1:
+        return linear_taps(coordinates, n_in)
+    inside = np.clip(coordinates, 0, n_in - 1)
+    reach = np.arange(int(np.ceil(2 * step)) + 1)
+    index = np.floor(inside - step).astype(np.int64)[:, None] + 1 + reach
+    weight = np.clip(1 - np.abs(index - inside[:, None]) / step, 0, None)
+    weight[(index < 0) | (index >= n_in)] = 0
+    weight /= weight.sum(1, keepdims=True)
+    return AxisTaps(torch.from_numpy(index.clip(0, n_in - 1)), torch.from_numpy(weight.astype(np.float32)))
+
+
+def resampled_shape(shape: Sequence[int], spacing_mm: SpacingMm, new_spacing_mm: SpacingMm) -> Triple:
+    """How many voxels of `new_spacing_mm` cover the centres of an image of `shape` and `spacing_mm`."""
+    return triple(round((n - 1) * s / t) + 1 for n, s, t in zip(shape, spacing_mm, new_spacing_mm, strict=True))
+
+
+def resample_image(
+    array: npt.NDArray[Any], spacing_mm: SpacingMm, new_spacing_mm: SpacingMm, *, smooth: bool = False
+) -> npt.NDArray[np.float32]:
+    """An image [X, Y, Z] at `new_spacing_mm`, float32, linearly interpolated.
+
+    smooth  average over the new voxel's surroundings on axes that shrink (see `mean_taps`), so that thin
+            slices' noise does not alias into coarse voxels; plain interpolation when False.
+    """
+    shape = resampled_shape(array.shape, spacing_mm, new_spacing_mm)
+    taps = []
+    for n_in, n_out, s, t in zip(array.shape, shape, spacing_mm, new_spacing_mm, strict=True):
+        step = t / s
+        coordinates = np.arange(n_out) * step
+        taps.append(mean_taps(coordinates, n_in, step) if smooth else linear_taps(coordinates, n_in))
+    in_plane = torch.empty((shape[0], shape[1], array.shape[2]))
+    for z in range(0, array.shape[2], _SLAB):
+        slab = torch.from_numpy(np.ascontiguousarray(array[:, :, z : z + _SLAB], dtype=np.float32))
+        in_plane[:, :, z : z + _SLAB] = taps[1](taps[0](slab, 0), 1)
+    result: npt.NDArray[np.float32] = taps[2](in_plane, 2).numpy()
+    return result
+
+
+def resample_labels(array: npt.NDArray[Any], spacing_mm: SpacingMm, new_spacing_mm: SpacingMm) -> npt.NDArray[Any]:
+    """A label map [X, Y, Z] at `new_spacing_mm`, same dtype: the value of the nearest input voxel."""
+    shape = resampled_shape(array.shape, spacing_mm, new_spacing_mm)
+    index = [
+        np.clip(np.rint(np.arange(n_out) * t / s).astype(np.int64), 0, n_in - 1)
+        for n_in, n_out, s, t in zip(array.shape, shape, spacing_mm, new_spacing_mm, strict=True)
+    ]
+    return array[np.ix_(*index)]
+
+
+def body_box(hu: npt.NDArray[Any], spacing_mm: SpacingMm) -> Box:
+    """The box around the patient in an image [X, Y, Z] in HU, with a margin; the whole image if no body is seen.
+
+    Looks at a copy of about 4 mm, drops thin things (the table) by an opening and small ones by their volume.
+    Lungs lie between body walls, so they are inside the box even though they are darker than `BODY_HU`.
+    """
+    stride = triple(max(1, round(4.0 / s)) for s in spacing_mm)
+    coarse_mm = np.array(spacing_mm) * stride
+    coarse = hu[:: stride[0], :: stride[1], :: stride[2]] > BODY_HU
+    # An opening by 3 voxels (about 12 mm): a table top goes, an arm or a chest wall stays. What lies beyond the
+    # border counts as body, else the erosion would eat a patient whom the field of view cuts.
+    cube = np.ones(tuple(3 if n >= 3 else 1 for n in coarse.shape), bool)
+    opened = ndimage.binary_dilation(ndimage.binary_erosion(coarse, cube, border_value=1), cube)
+    labels, count = ndimage.label(opened)
+    if count == 0:
+        return Box.whole(hu.shape)
+    volumes_ml = np.bincount(labels.ravel())[1:] * float(coarse_mm.prod()) / 1000
+    kept = np.flatnonzero(volumes_ml >= min(BODY_PART_ML, float(volumes_ml.max()))) + 1
+    box = Box.around(np.isin(labels, kept))
+    margin = triple(int(np.ceil(BODY_MARGIN_MM / s)) for s in spacing_mm)
+    fine = Box(
+        triple(a * d for a, d in zip(box.start, stride, strict=True)),
+        triple(min(n, b * d) for b, d, n in zip(box.stop, stride, hu.shape, strict=True)),
+    )
+    return fine.grown(margin, within=triple(hu.shape))
+
+
+def mask_on_scan(
+    soft: SoftMask, grid_shape: Triple, grid_spacing_mm: SpacingMm, scan_shape: Triple, scan_spacing_mm: SpacingMm
+) -> tuple[Box, BoolArray]:
+    """A class of the network's grid on the scan's grid (RAS axes both): the box there and which of its voxels are in.
+
+    The levels are interpolated and cut half-way between 127 and 128, so the surface lies where the network put it,
+    not on its voxel edges. One class and one slab at a time: memory is that of the class's own box.
+    """
+    if soft.box.is_empty or not soft.mask.any():
+        return Box((0, 0, 0), (0, 0, 0)), np.zeros((0, 0, 0), bool)
+    soft = soft.embedded_in(soft.box.grown(1, within=grid_shape))
+    start, stop, taps = [], [], []
+    for axis in range(3):
+        n_scan, n_grid = scan_shape[axis], grid_shape[axis]
+        first, end = soft.box.start[axis], soft.box.stop[axis]
+        coordinates = np.arange(n_scan) * (scan_spacing_mm[axis] / grid_spacing_mm[axis])
+        # Beyond the last grid voxel the scan takes that voxel's value, if the box reaches that far.
+        upper = np.inf if end == n_grid else end - 1
+        chosen = np.flatnonzero((coordinates >= first) & (coordinates <= upper))
+        if chosen.size == 0:
+            return Box((0, 0, 0), (0, 0, 0)), np.zeros((0, 0, 0), bool)
+        start.append(int(chosen[0]))
+        stop.append(int(chosen[-1]) + 1)
+        taps.append(linear_taps(coordinates[chosen] - first, end - first))
+    box = Box(triple(start), triple(stop))
+    mask = np.empty(box.shape, bool)
+    level = torch.from_numpy(soft.level).float()
+    for z in range(0, box.shape[2], _SLAB):
+        part = AxisTaps(taps[2].index[z : z + _SLAB], taps[2].weight[z : z + _SLAB])
+        mask[:, :, z : z + _SLAB] = (taps[0](taps[1](part(level, 2), 1), 0) >= INSIDE - 0.5).numpy()
+    return box, mask
