@@ -1,0 +1,160 @@
+"""From a prepared scan to soft masks: which windows, which precision, which device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from viscera.errors import SettingError
+from viscera.infer.collect import SoftMaskCollector
+from viscera.infer.prepare import Prepared
+from viscera.infer.window import Progress, Slab, stream_windows
+from viscera.masks import MaskSet
+from viscera.model.universal import UniversalModel
+from viscera.shapes import triple
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+# A scan in one pass needs about 300 bytes a voxel with the light network; larger ones go through windows of this
+# size. 24 million voxels are 512 x 512 x 800 at 0.8 x 0.8 x 1 mm brought to 3 mm, three times over.
+LARGEST_PASS_VOXELS = 24_000_000
+WHOLE_MODE_OVERLAP = 0.25
+_SLAB = 32  # slices of a one-pass answer that are decoded at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceSettings:
+    """How to run a network. `None` means: as the model's checkpoint says.
+
+    precision  "fp32" is exact; "bf16" is about twice as fast where the processor has it; "auto" takes bf16 there
+    overlap    part of a window shared with its neighbour, 0 <= overlap < 1
+    device     "auto" (a CUDA device if there is one, else the CPU), "cpu", "cuda", "cuda:1", "mps"
+    """
+
+    precision: Precision = "auto"
+    overlap: float | None = None
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("auto", "fp32", "bf16"):
+            raise SettingError(f"The precision is {self.precision!r}; it must be auto, fp32 or bf16.")
+        if self.overlap is not None and not 0 <= self.overlap < 1:
+            raise SettingError(f"The overlap is {self.overlap}; it must be at least 0 and less than 1.")
+
+    def resolved(self) -> InferenceSettings:
+        """The same with "auto" replaced by what this machine has. Raises SettingError for an unknown device."""
+        device = self.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise SettingError(f"The device {device!r} cannot be used here ({reason}). Try --device cpu.") from error
+        precision = self.precision
+        if precision == "auto":
+            precision = "bf16" if has_fast_bf16(torch.device(device)) else "fp32"
+        return replace(self, device=device, precision=precision)
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 is computed by the hardware: AVX512-BF16 or AMX on a CPU, Ampere or newer with CUDA."""
+    if device.type == "cpu":
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def predict(
+    model: UniversalModel,
+    prepared: Prepared,
+    classes: Sequence[str],
+    settings: InferenceSettings | None = None,
+    progress: Progress | None = None,
+) -> MaskSet:
+    """Soft masks of the asked classes on the network's grid; every key of `classes` is present, in that order.
+
+    model      in evaluation mode
+    classes    keys of the model's classes
+    progress   called with (steps done, steps in all)
+
+    Deterministic on a CPU. Only what is asked for is computed; a class's result does not depend on which others are asked for.
+    """
+    settings = (settings or InferenceSettings()).resolved()
+    config = model.config
+    channels = [config.classes.index(key) for key in classes]
+    device = torch.device(settings.device)
+    model = model.to(device).eval()
+    if model.backbone.prefers_channels_last:
+        model = model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    image = torch.from_numpy(prepared.image)[None].to(device)
+    collector = SoftMaskCollector(triple(image.shape[1:]), [config.thresholds.get(key, 0.5) for key in classes])
+    with torch.inference_mode():
+        for slab in _slabs(model, image, channels, settings, progress):
+            collector.add(slab)
+    masks = {
+        key: soft if soft.box.is_empty else replace(soft, box=soft.box.shifted(prepared.box.start))
+        for key, soft in zip(classes, collector.finish(), strict=True)
+    }
+    return MaskSet(prepared.grid_shape, prepared.grid_spacing_mm, masks)
+
+
+def _slabs(
+    model: UniversalModel,
+    image: torch.Tensor,
+    channels: Sequence[int],
+    settings: InferenceSettings,
+    progress: Progress | None,
+) -> Iterator[Slab]:
+    inference = model.config.inference
+    if inference.mode == "whole" and image.numel() <= LARGEST_PASS_VOXELS:
+        return _one_pass(model, image, channels, settings, progress)
+
+    def network(window: torch.Tensor) -> torch.Tensor:
+        features, embedding = _encode(model, window, settings)
+        return model.decode(features, embedding, channels)
+
+    overlap = inference.overlap if settings.overlap is None else settings.overlap
+    return stream_windows(image, network, inference.patch_voxels, overlap, progress=progress)
+
+
+def _encode(
+    model: UniversalModel, image: torch.Tensor, settings: InferenceSettings
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The vision branch in the asked precision; the head after it always computes in float32."""
+    context: AbstractContextManager[object] = nullcontext()
+    if settings.precision == "bf16":
+        context = torch.autocast(image.device.type, dtype=torch.bfloat16)
+    if model.backbone.prefers_channels_last:
+        image = image.contiguous(memory_format=torch.channels_last_3d)
+    with context:
+        features, embedding = model.encode(image)
+    return features.float(), embedding.float()
+
+
+def _one_pass(
+    model: UniversalModel,
+    image: torch.Tensor,
+    channels: Sequence[int],
+    settings: InferenceSettings,
+    progress: Progress | None,
+) -> Iterator[Slab]:
+    """The whole image through the vision branch once; the head follows slab by slab."""
+    size = triple(image.shape[1:])
+    multiple, minimum = model.backbone.multiple, model.backbone.minimum_voxels
+    # Air on the far sides, up to what the network can divide.
+    padded = triple(max(minimum, -(-n // multiple) * multiple) for n in size)
+    sides = [side for n, p in zip(reversed(size), reversed(padded), strict=True) for side in (0, p - n)]
+    whole = torch.nn.functional.pad(image, sides)[None]
+    features, embedding = _encode(model, whole, settings)
+    total = -(-size[2] // _SLAB) + 1
+    if progress is not None:
+        progress(1, total)
+    for step, z in enumerate(range(0, size[2], _SLAB), start=2):
+        part = features[:, :, : size[0], : size[1], z : min(z + _SLAB, size[2])]
+        yield Slab(z, model.decode(part, embedding, channels)[0])
+        if progress is not None:
+            progress(step, total)

@@ -1,0 +1,66 @@
+"""Slabs in, soft masks out."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from viscera.errors import VisceraError
+from viscera.infer.collect import SoftMaskCollector
+from viscera.infer.window import Slab
+from viscera.io.grid import mask_on_scan
+
+
+def collected(logits, cuts, thresholds=None):
+    collector = SoftMaskCollector(tuple(logits.shape[1:]), thresholds or [0.5] * logits.shape[0])
+    edges = [0, *cuts, logits.shape[-1]]
+    for a, b in zip(edges, edges[1:], strict=False):
+        collector.add(Slab(a, logits[..., a:b]))
+    return collector.finish()
+
+
+def smooth_logits():
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(3, 1, 14, 12, 20, generator=generator)
+    smooth = torch.nn.functional.avg_pool3d(noise, 3, 1, 1)[:, 0]
+    smooth[2] = -9  # a class that is nowhere
+    return smooth * 6 - 1
+
+
+def test_a_mask_is_where_the_logit_is_positive():
+    logits = smooth_logits()
+    for k, soft in enumerate(collected(logits, [])):
+        whole = np.zeros(logits.shape[1:], bool)
+        whole[soft.box.slices] = soft.mask
+        assert np.array_equal(whole, (logits[k] >= 0).numpy())
+
+
+@pytest.mark.parametrize("cuts", [[1], [10], [3, 4, 5], list(range(1, 20))])
+def test_the_cut_into_slabs_does_not_change_the_surface(cuts):
+    logits = smooth_logits()
+    grid = tuple(logits.shape[1:])
+    for one, many in zip(collected(logits, []), collected(logits, cuts), strict=True):
+        a, b = (mask_on_scan(soft, grid, (3.0, 3.0, 3.0), (40, 34, 58), (1.0, 1.0, 1.0)) for soft in (one, many))
+        assert a[0] == b[0]
+        assert np.array_equal(a[1], b[1])
+
+
+def test_a_threshold_moves_the_mask():
+    logits = torch.tensor([math.log(0.3 / 0.7) - 0.01, math.log(0.3 / 0.7) + 0.01]).reshape(1, 1, 1, 2)
+    (soft,) = collected(logits, [], [0.3])
+    assert soft.mask.tolist() == [[[False, True]]]
+    assert soft.mean_probability == pytest.approx(0.3, abs=0.01)
+
+
+def test_the_mean_probability_is_that_of_the_voxels_called():
+    logits = torch.tensor([-3.0, 1.0, 2.0]).reshape(1, 1, 1, 3)
+    (soft,) = collected(logits, [])
+    assert soft.mean_probability == pytest.approx(float(torch.sigmoid(logits[..., 1:]).mean()), abs=1 / 256)
+
+
+def test_nan_from_the_network_is_an_error():
+    with pytest.raises(VisceraError, match="NaN"):
+        collected(torch.full((1, 2, 2, 2), math.nan), [])

@@ -1,0 +1,85 @@
+"""The streaming window against answers known in closed form."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.inferers import sliding_window_inference
+
+from viscera.errors import SettingError
+from viscera.infer.window import gaussian_weight, stream_windows, window_starts
+
+
+def joined(image, network, window, overlap, **more):
+    slabs = []
+    next_z = 0
+    for slab in stream_windows(image, network, window, overlap, **more):
+        assert slab.z == next_z
+        next_z += slab.logits.shape[-1]
+        slabs.append(slab.logits.clone())  # the next step overwrites it
+    assert next_z == image.shape[-1]
+    return torch.cat(slabs, -1)
+
+
+@pytest.mark.parametrize(
+    ("length", "window", "overlap", "starts"),
+    [
+        (10, 4, 0.5, [0, 2, 4, 6]),
+        (11, 4, 0.5, [0, 2, 4, 6, 7]),
+        (4, 4, 0.5, [0]),
+        (3, 4, 0.5, [0]),
+        (5, 4, 0.0, [0, 1]),
+        (8, 4, 0.0, [0, 4]),
+        (10, 4, 0.99, [0, 1, 2, 3, 4, 5, 6]),
+    ],
+)
+def test_window_starts_by_hand(length, window, overlap, starts):
+    assert window_starts(length, window, overlap) == starts
+
+
+def test_the_weight_is_symmetric_one_in_the_middle_and_never_zero():
+    weight = gaussian_weight((5, 7, 9))
+    assert weight[2, 3, 4] == 1
+    assert torch.equal(weight, weight.flip(0, 1, 2))
+    assert weight.min() == pytest.approx(1e-3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    size=st.tuples(*[st.integers(1, 13)] * 3),
+    window=st.tuples(*[st.integers(2, 6)] * 3),
+    overlap=st.sampled_from([0.0, 0.25, 0.5, 0.75]),
+)
+def test_a_pointwise_network_gives_the_pointwise_answer(size, window, overlap):
+    image = torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
+    out = joined(image, lambda w: torch.cat([w + 1, 2 * w[:, :1]], 1), window, overlap)
+    assert torch.allclose(out, torch.cat([image + 1, 2 * image[:1]]), atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(16, 16, 16), (20, 17, 41), (9, 30, 23), (16, 12, 50)])
+def test_equals_monai_for_a_network_that_sees_its_window(size):
+    """A network whose answer depends on the place in the window: only the right weights give MONAI's average."""
+    place = torch.randn(16, 16, 16, generator=torch.Generator().manual_seed(1))
+    image = torch.randn(1, *size, generator=torch.Generator().manual_seed(2))
+
+    def network(window):
+        return window * place + window.mean()
+
+    ours = joined(image, network, (16, 16, 16), 0.5)
+    theirs = sliding_window_inference(image[None], 16, 1, network, overlap=0.5, mode="gaussian")[0]
+    assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_memory_and_progress_follow_the_plan():
+    seen = []
+    image = torch.zeros(1, 8, 8, 32)
+    joined(image, lambda w: w, (8, 8, 8), 0.5, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(n, 7) for n in range(1, 8)]
+
+
+@pytest.mark.parametrize("overlap", [-0.1, 1.0, 2.0])
+def test_an_overlap_out_of_range_is_refused(overlap):
+    with pytest.raises(SettingError, match="overlap"):
+        next(stream_windows(torch.zeros(1, 4, 4, 4), lambda w: w, (4, 4, 4), overlap))

@@ -1,0 +1,105 @@
+"""Resampling against the definition, and the way back."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.interpolate import RegularGridInterpolator
+
+from viscera.io.grid import body_box, mask_on_scan, resample_image, resample_labels, resampled_shape
+from viscera.masks import SoftMask
+from viscera.shapes import Box
+
+
+def test_the_worked_example():
+    line = np.array([0, 10, 20, 30], np.int16).reshape(4, 1, 1)
+    out = resample_image(line, (2.0, 1.0, 1.0), (3.0, 1.0, 1.0))
+    assert out.ravel().tolist() == [0, 15, 30]
+    assert resampled_shape((4, 1, 1), (2.0, 1.0, 1.0), (3.0, 1.0, 1.0)) == (3, 1, 1)
+
+
+@pytest.mark.parametrize("new", [(1.5, 1.5, 1.5), (0.4, 3.0, 7.0)])
+def test_equals_scipy_everywhere(new):
+    spacing = (0.7, 0.9, 2.5)
+    image = np.random.default_rng(0).integers(-1000, 1000, (40, 33, 37)).astype(np.int16)
+    out = resample_image(image, spacing, new)
+    points = [
+        np.clip(np.arange(n) * t / s, 0, m - 1) for n, t, s, m in zip(out.shape, new, spacing, image.shape, strict=True)
+    ]
+    expected = RegularGridInterpolator([np.arange(n) for n in image.shape], image.astype(float))(
+        np.stack(np.meshgrid(*points, indexing="ij"), -1)
+    )
+    assert np.abs(out - expected).max() < 1e-3
+
+
+def test_smooth_shrinking_keeps_ramps_and_averages_noise():
+    ramp = np.arange(60, dtype=np.float32).reshape(60, 1, 1) * np.ones((1, 2, 2), np.float32)
+    out = resample_image(ramp, (1.0, 1.0, 1.0), (3.0, 1.0, 1.0), smooth=True)[:, 0, 0]
+    assert out[2:-2] == pytest.approx(np.arange(21)[2:-2] * 3, abs=1e-4)
+    noise = np.random.default_rng(0).normal(0, 1, (200, 4, 4)).astype(np.float32)
+    plain, smooth = (resample_image(noise, (1.0,) * 3, (4.0, 1.0, 1.0), smooth=s).std() for s in (False, True))
+    assert smooth < 0.6 * plain
+
+
+def test_labels_take_the_nearest_value_and_keep_their_type():
+    labels = np.array([1, 2, 3, 4], np.uint16).reshape(4, 1, 1)
+    out = resample_labels(labels, (2.0, 1.0, 1.0), (3.0, 1.0, 1.0))
+    assert out.ravel().tolist() == [1, 3, 4]  # coordinates 0, 1.5 (to even: 2), 3
+    assert out.dtype == np.uint16
+
+
+def test_a_mask_on_its_own_grid_comes_back_exactly():
+    mask = np.random.default_rng(1).random((9, 8, 7)) > 0.7
+    box, back = mask_on_scan(SoftMask.of(mask), mask.shape, (2.0,) * 3, mask.shape, (2.0,) * 3)
+    whole = np.zeros(mask.shape, bool)
+    whole[box.slices] = back
+    assert np.array_equal(whole, mask)
+
+
+@pytest.mark.parametrize("spacing", [(0.8, 0.7, 2.5), (3.7, 4.0, 6.1)])
+def test_a_ball_keeps_its_volume_and_place_on_another_grid(spacing):
+    grid_mm, shape = (3.0, 3.0, 3.0), (30, 30, 30)
+    scan_shape = resampled_shape(shape, grid_mm, spacing)
+    centre, radius = np.array([40.0, 45.0, 42.0]), 26.0
+    places = np.stack(np.meshgrid(*[np.arange(n) * 3.0 for n in shape], indexing="ij"), -1)
+    distance = np.linalg.norm(places - centre, axis=-1) - radius
+    level = np.clip(127.5 - distance * 20, 0, 255).astype(np.uint8)
+    box, mask = mask_on_scan(SoftMask(Box.whole(shape), level), shape, grid_mm, scan_shape, spacing)
+    volume = mask.sum() * np.prod(spacing)
+    assert volume == pytest.approx(4 / 3 * np.pi * radius**3, rel=0.03)
+    middle = (np.argwhere(mask).mean(0) + box.start) * spacing
+    assert middle == pytest.approx(centre, abs=0.4)
+
+
+def test_an_empty_mask_stays_empty():
+    box, mask = mask_on_scan(SoftMask.empty(), (5, 5, 5), (3.0,) * 3, (9, 9, 9), (1.0,) * 3)
+    assert box.is_empty
+    assert mask.size == 0
+
+
+def test_a_mask_that_touches_the_end_reaches_the_end_of_the_scan():
+    mask = np.zeros((4, 4, 4), bool)
+    mask[..., -1] = True  # z = 9 mm; the scan's last slice lies at 10 mm
+    box, back = mask_on_scan(SoftMask.of(mask), mask.shape, (3.0,) * 3, (10, 10, 11), (1.0,) * 3)
+    assert box.stop[2] == 11
+    assert back[..., -1].all()
+
+
+def test_the_body_box_leaves_out_air_and_the_table_and_keeps_the_body():
+    hu = np.full((100, 80, 40), -1000, np.int16)
+    hu[20:80, 30:70, :] = 40
+    hu[25:75, 35:65, 5:35] = -850  # lungs, inside
+    hu[:, 5:7, :] = 100  # a table top of 6 mm
+    box = body_box(hu, (3.0, 3.0, 3.0))
+    assert box.start[0] <= 20 and box.stop[0] >= 80 and box.start[1] <= 30 and box.stop[1] >= 70
+    assert (box.start[2], box.stop[2]) == (0, 40)
+    assert box.start[0] > 10 and box.start[1] > 20
+
+
+def test_without_a_body_the_box_is_the_whole_image():
+    assert body_box(np.full((9, 8, 7), -1000, np.int16), (3.0,) * 3) == Box.whole((9, 8, 7))
+
+
+def test_a_thin_stack_keeps_its_body():
+    hu = np.full((64, 64, 1), 30, np.int16)
+    assert body_box(hu, (2.0, 2.0, 5.0)) == Box.whole((64, 64, 1))
