@@ -36,6 +36,15 @@ def table_names(folder: str) -> list[str]:
 
 
 @dataclass(frozen=True)
+class Snomed:
+    """A SNOMED CT code with its meaning, as DICOM Part 16 lists it."""
+
+    code: str
+    meaning: str
+    exact: bool = True  # False: the class holds more than the code says
+
+
+@dataclass(frozen=True)
 class Structure:
     """One class: an organ, a vessel, a tumour or a cyst."""
 
@@ -44,6 +53,7 @@ class Structure:
     name: str  # what people read
     kind: Kind
     colour: tuple[int, int, int]  # RGB, 0-255
+    snomed: Snomed | None = None  # the kind of thing; side and region are coded apart (see taxonomy.toml)
     side: Side | None = None  # the patient's side
     pair: str | None = None  # key of the same organ on the other side
     inside: tuple[str, ...] = ()  # keys of the organs it lies in
@@ -117,6 +127,8 @@ class Taxonomy:
 def _structure(row: Mapping[str, Any]) -> Structure:
     fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
     try:
+        if "snomed" in fields:
+            fields["snomed"] = Snomed(**fields["snomed"])
         return Structure(**fields)
     except TypeError as error:
         raise KnowledgeError(f"taxonomy.toml: class {row.get('key', row)!r}: {error}") from error

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import typer
 
+from viscera.cli.classes import classes
+
 app = typer.Typer(
     name="viscera",
     help="Organs and tumours in CT, from a scan to named masks, with one text-driven model.",
@@ -11,6 +13,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+
+app.command()(classes)
 
 
 def main() -> None:
