@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from viscera.shapes import SpacingMm, Triple
+from viscera.shapes import SpacingMm, Triple, triple
 
 AIR_HU = -1024.0  # what stands in for a number that is not there (NaN, padding)
 
@@ -17,29 +18,36 @@ class Provenance:
     """Where a volume came from and what had to be done to read it."""
 
     path: str  # the file, folder or archive the user named
-    format: str  # "NIfTI" | "NRRD" | "MetaImage" | "DICOM" | "array"
+    format: str  # "NIfTI" | "Analyze" | "NRRD" | "MetaImage" | "DICOM" | "array"
     modality: str = "unknown"  # "CT" where the file says so (DICOM); "unknown" elsewhere
-    sha256: str | None = None  # of the file; of the sorted slices' digests for a DICOM series
+    # Of the file's bytes; of the parts' digests in order where there are several (header + data, DICOM slices).
+    sha256: str | None = None
     notes: tuple[str, ...] = ()  # what was noticed or corrected, in sentences for people
+
+    def noting(self, *notes: str) -> Provenance:
+        """The same provenance with `notes` added at the end."""
+        return replace(self, notes=(*self.notes, *notes))
 
 
 @dataclass(frozen=True, eq=False)
 class Volume:
     """One 3-D image.
 
-    array       [x, y, z] in the file's own axis order; Hounsfield units for a CT; finite real numbers
-    affine      4x4 float64, voxel index -> RAS+ mm
-    provenance  where it came from
+    array         [x, y, z] in the file's own axis order; Hounsfield units for a CT; finite real numbers
+    affine        4x4 float64, voxel index -> RAS+ mm
+    provenance    where it came from
+    nifti_header  a NIfTI source's binary header, so that results are written with the very same geometry
+                  (sform, qform, codes, units); None for every other source
     """
 
-    array: npt.NDArray[np.generic]
+    array: npt.NDArray[Any]
     affine: npt.NDArray[np.float64]
     provenance: Provenance = field(default_factory=lambda: Provenance(path="<array>", format="array"))
+    nifti_header: bytes | None = field(default=None, repr=False)
 
     @property
     def shape(self) -> Triple:
-        x, y, z = self.array.shape
-        return (x, y, z)
+        return triple(self.array.shape)
 
     @property
     def spacing_mm(self) -> SpacingMm:

@@ -1,0 +1,223 @@
+"""NIfTI-1, NIfTI-2 and Analyze 7.5 files, single or as .hdr/.img pairs, to a Volume and back.
+
+nibabel reads the headers; the voxels go straight into an array of their own type, without a float64 copy.
+
+Which affine counts, as in nibabel: the sform if its code is above 0, else the qform if its code is above 0. With
+neither, the file does not say which side is left; the spacing is used and the axes are taken as DICOM stores
+slices (x to the left, y to the back, z to the head), which is what ITK-based viewers show.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+from nibabel.nifti1 import Nifti1PairHeader
+from nibabel.nifti2 import Nifti2PairHeader
+from nibabel.spatialimages import HeaderDataError
+from nibabel.spm2analyze import Spm2AnalyzeHeader
+
+from viscera.errors import ImageError
+from viscera.io.geometry import is_orthonormal
+from viscera.io.hounsfield import compact, require_real
+from viscera.io.stream import ByteStream, sha256_of_parts
+from viscera.io.volume import Provenance, Volume
+from viscera.shapes import Triple, triple
+
+_DISAGREEMENT_VOXELS = 0.1  # an sform and a qform further apart than this at a corner deserve a note
+_MM_PER_UNIT = {"meter": 1000.0, "mm": 1.0, "micron": 0.001}
+_NIFTI1_BYTES, _NIFTI2_BYTES = 348, 540
+_SINGLE_FILE: dict[int, Any] = {_NIFTI1_BYTES: nib.Nifti1Header, _NIFTI2_BYTES: nib.Nifti2Header}
+_SLAB = 32  # slices compressed at once
+
+
+def looks_like_nifti(head: bytes) -> bool:
+    """Whether a file's first 348 (gunzipped) bytes are a NIfTI or Analyze header of either byte order."""
+    return _header_class(head) is not None
+
+
+def read_nifti(path: Path) -> Volume:
+    """Read a .nii, .nii.gz or an .hdr/.img pair (either name); not yet checked for plausibility.
+
+    Raises ImageError for a truncated or damaged file, and for one that is not a single volume of real numbers.
+    """
+    header_path, data_path = _pair(path)
+    with ByteStream(header_path) as stream:
+        header = _read_header(stream)
+        try:
+            dtype, scaling = header.get_data_dtype(), header.get_slope_inter()
+            shape, notes = _one_volume(header.get_data_shape(), path)
+            affine, about_affine = _affine(header, shape)
+        except (HeaderDataError, ValueError, KeyError) as error:
+            raise ImageError(f"{path} has a damaged header: {error}. Convert it again from its source.") from error
+        require_real(dtype, str(path))
+        if data_path == header_path:
+            raw, sha256 = _voxels(stream, header, len(header.binaryblock), shape, dtype)
+        else:
+            sha256 = stream.digest()
+    if data_path != header_path:
+        with ByteStream(data_path) as stream:
+            raw, data_sha256 = _voxels(stream, header, 0, shape, dtype)
+        sha256 = sha256_of_parts([sha256, data_sha256])
+    slope, intercept = scaling
+    array, about_numbers = compact(raw, 1.0 if slope is None else slope, intercept or 0.0)
+    is_nifti = isinstance(header, nib.Nifti1Header)
+    provenance = Provenance(
+        path=str(path),
+        format="NIfTI" if is_nifti else "Analyze",
+        sha256=sha256,
+        notes=(*notes, *about_affine, *about_numbers),
+    )
+    return Volume(array, affine, provenance, nifti_header=header.binaryblock if is_nifti else None)
+
+
+def nifti_bytes(array: npt.NDArray[Any], like: Volume) -> Iterator[bytes]:
+    """A single-file NIfTI of `array` [x, y, z] on the grid of `like`, piece by piece.
+
+    A NIfTI source's sform, qform, their codes, pixdim and units are kept bit for bit; every other source gets
+    its affine as the sform (code 1, scanner), and as the qform unless the grid is sheared, which a qform cannot say.
+    """
+    header = _header_like(like)
+    header.set_data_dtype(array.dtype)
+    pixdim = header["pixdim"].copy()
+    header.set_data_shape(array.shape)
+    header["pixdim"] = pixdim
+    header.set_slope_inter(1, 0)
+    header["vox_offset"] = len(header.binaryblock) + 4
+    yield header.binaryblock + b"\0\0\0\0"  # no extensions follow
+    dtype = header.get_data_dtype()
+    for z in range(0, array.shape[2], _SLAB):
+        yield array[:, :, z : z + _SLAB].astype(dtype, copy=False).tobytes(order="F")
+
+
+def gzipped(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """`pieces` as one gzip stream: fast rather than small, and without a time stamp (equal in, equal out)."""
+    squeeze = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS | 16)
+    for piece in pieces:
+        yield squeeze.compress(piece)
+    yield squeeze.flush()
+
+
+def _header_class(head: bytes) -> type[Any] | None:
+    """The nibabel header class for a file's first bytes; None if they are no header."""
+    sizes = {int.from_bytes(head[:4], order) for order in ("little", "big")}
+    if _NIFTI1_BYTES in sizes and len(head) >= _NIFTI1_BYTES:
+        magics = {b"n+1": nib.Nifti1Header, b"ni1": Nifti1PairHeader}
+        return magics.get(head[344:347], Spm2AnalyzeHeader)
+    if _NIFTI2_BYTES in sizes:
+        return {b"n+2": nib.Nifti2Header, b"ni2": Nifti2PairHeader}.get(head[4:7])
+    return None
+
+
+def _read_header(stream: ByteStream) -> Any:
+    """The header at the start of `stream`, exactly as stored."""
+    head = stream.upto(_NIFTI1_BYTES)
+    kind = _header_class(head)
+    if kind is None:
+        raise ImageError(f"{stream.path} does not start with a NIfTI or Analyze header.")
+    if issubclass(kind, nib.Nifti2Header):
+        head += stream.upto(_NIFTI2_BYTES - _NIFTI1_BYTES)
+    return kind(head, check=False)
+
+
+def _voxels(
+    stream: ByteStream, header: Any, position: int, shape: Triple, dtype: np.dtype[Any]
+) -> tuple[npt.NDArray[Any], str]:
+    """The voxels [x, y, z] as stored, in a file read up to byte `position`, and the file's digest."""
+    first = 0 if position == 0 else position + 4  # a single file has 4 bytes about extensions behind its header
+    stream.upto(max(int(header["vox_offset"]), first) - position)
+    raw = stream.array(int(np.prod(shape)), dtype).reshape(shape, order="F")
+    return raw, stream.digest()
+
+
+def _header_like(like: Volume) -> Any:
+    """A single-file NIfTI header with the geometry of `like`."""
+    if like.nifti_header is None:
+        header = _SINGLE_FILE[_NIFTI1_BYTES]()
+        orthonormal = is_orthonormal(like.affine)
+        header.set_sform(like.affine, code="scanner")
+        header.set_qform(like.affine, code="scanner" if orthonormal else "unknown", strip_shears=True)
+        header.set_xyzt_units("mm")
+        return header
+    header = _SINGLE_FILE[len(like.nifti_header)](like.nifti_header, check=False)
+    header["magic"] = header.single_magic  # the source may have been an .hdr/.img pair
+    for name, of_the_image in (("descrip", b""), ("aux_file", b""), ("cal_min", 0), ("cal_max", 0), ("intent_code", 0)):
+        header[name] = of_the_image
+    return header
+
+
+def _pair(path: Path) -> tuple[Path, Path]:
+    """The files that hold the header and the voxels: one and the same unless it is an .hdr/.img pair."""
+    for given, partner in ((".hdr", ".img"), (".img", ".hdr")):
+        for packed in ("", ".gz"):
+            if path.name.lower().endswith(given + packed):
+                stem = path.name[: -len(given + packed)]
+                other = _beside(path, stem, partner)
+                return (path, other) if given == ".hdr" else (other, path)
+    return path, path
+
+
+def _beside(path: Path, stem: str, suffix: str) -> Path:
+    candidates = [path.with_name(stem + s) for s in (suffix, suffix + ".gz", suffix.upper())]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise ImageError(f"{path} is half of an .hdr/.img pair; its other half {candidates[0].name} is not beside it.")
+
+
+def _one_volume(shape: Sequence[int], path: Path) -> tuple[Triple, tuple[str, ...]]:
+    """The three axes of a header's shape; ImageError unless it is one volume."""
+    if len(shape) < 3 or min(shape) < 1:
+        raise ImageError(f"{path} has shape {tuple(shape)}; a CT volume has three axes, each of at least one voxel.")
+    volumes = int(np.prod(shape[3:]))
+    if volumes > 1:
+        raise ImageError(
+            f"{path} holds {volumes} volumes (shape {tuple(shape)}); viscera takes one at a time. "
+            "Save one of them to a file of its own, for example with nibabel.funcs.four_to_three."
+        )
+    notes = (f"The file's shape {tuple(shape)} was taken as {tuple(shape[:3])}.",) if len(shape) > 3 else ()
+    return triple(shape[:3]), notes
+
+
+def _affine(header: Any, shape: Triple) -> tuple[npt.NDArray[np.float64], tuple[str, ...]]:
+    """Voxel index -> RAS+ mm, and what is worth saying about it."""
+    notes: list[str] = []
+    is_nifti = isinstance(header, nib.Nifti1Header)
+    has_sform = is_nifti and header["sform_code"] > 0
+    has_qform = is_nifti and header["qform_code"] > 0
+    if has_sform:
+        affine = np.array(header.get_sform(), np.float64)
+        if has_qform:
+            corners = np.array([(*corner, 1) for corner in product(*((0, n - 1) for n in shape))])
+            apart_mm = corners @ (affine - _qform(header)).T
+            largest_mm = float(np.linalg.norm(apart_mm, axis=1).max())
+            if largest_mm > _DISAGREEMENT_VOXELS * float(np.linalg.norm(affine[:3, :3], axis=0).min()):
+                notes.append(f"The header's sform and qform lie up to {largest_mm:.3g} mm apart; the sform was used.")
+    elif has_qform:
+        affine = _qform(header)
+    else:
+        spacing = np.abs(np.array(header["pixdim"][1:4], np.float64))
+        affine = np.diag([-spacing[0], -spacing[1], spacing[2], 1.0])
+        notes.append(
+            "The file does not say how the patient lies in it (sform and qform codes are 0): left and right cannot "
+            "be known. x was taken to grow to the patient's left, y to the back, z to the head."
+        )
+    if is_nifti:
+        unit = header.get_xyzt_units()[0]
+        if _MM_PER_UNIT.get(unit, 1.0) != 1.0:
+            affine[:3] *= _MM_PER_UNIT[unit]
+            notes.append(f"The header gives lengths in {unit}s; they were converted to mm.")
+    return affine, tuple(notes)
+
+
+def _qform(header: Any) -> npt.NDArray[np.float64]:
+    if header["pixdim"][0] not in (-1, 1):  # the standard: 0 means 1
+        header = header.copy()
+        header["pixdim"][0] = 1
+    return np.array(header.get_qform(), np.float64)

@@ -1,0 +1,39 @@
+"""Results on a scan's own grid, as NIfTI, NRRD or MetaImage by the name's ending."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from viscera.errors import OutputError
+from viscera.io.atomic import write_pieces
+from viscera.io.nifti import gzipped, nifti_bytes
+from viscera.io.volume import Volume
+
+
+def write_image(array: npt.NDArray[Any], like: Volume, path: str | os.PathLike[str]) -> None:
+    """Write `array` [x, y, z], in the axis order of `like`, so that it lies exactly over `like`.
+
+    The file is whole or not there. Raises OutputError for a name without a known ending and where nothing can be
+    written; ValueError if the shapes differ (a mistake of the caller).
+    """
+    if array.shape != like.shape:
+        raise ValueError(f"the array has shape {array.shape}, the scan {like.shape}")
+    name = Path(path).name.lower()
+    if name.endswith(".nii.gz"):
+        write_pieces(path, gzipped(nifti_bytes(array, like)))
+    elif name.endswith(".nii"):
+        write_pieces(path, nifti_bytes(array, like))
+    else:
+        raise OutputError(f"{path}: results are written as .nii.gz, .nii, .nrrd or .mha.")
+
+
+def write_label_map(array: npt.NDArray[np.unsignedinteger[Any]], like: Volume, path: str | os.PathLike[str]) -> None:
+    """`write_image` for a label map: uint8 or uint16 [x, y, z]."""
+    if array.dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"a label map is uint8 or uint16, not {array.dtype}")
+    write_image(array, like, path)
