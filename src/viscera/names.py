@@ -28,7 +28,7 @@ Suggest = Callable[[str], Iterable[str]]
 
 _HELP = "`viscera classes` lists every class and group."
 _SHOWN = 3  # suggestions for one refused name
-_LEAST_LIKENESS = 0.5  # of a suggestion, as `_Lexicon._likeness` counts it; chosen on the refused names of the tests
+_LEAST_LIKENESS = 0.45  # of a suggestion, as `_Lexicon._likeness` counts it; chosen on the refused names of the tests
 
 
 def resolve(
@@ -37,7 +37,7 @@ def resolve(
     """The classes that `names` means, in id order, each once.
 
     `names` are keys, ids, names, synonyms, abbreviations or groups. In one text they are separated by
-    commas, semicolons or line ends; a side that stands alone belongs to the name before it, so
+    commas, semicolons or line ends; a part that means nothing alone belongs to the name before it, so
     "liver, kidney, left" means the liver and the left kidney. `taxonomy` are the classes to choose
     from (viscera's own if not given). `suggest` is asked for more suggestions when a name is unknown,
     never for an answer.
@@ -47,7 +47,7 @@ def resolve(
     lexicon = _lexicon(taxonomy or own_taxonomy())
     chosen: set[Structure] = set()
     faults: list[str] = []
-    for name in _separated(names):
+    for name in lexicon.separated(names):
         try:
             chosen.update(lexicon.meaning(name))
         except ClassNameError as error:
@@ -107,9 +107,9 @@ class _Words:
         return text.split()
 
     def plain(self, words: list[str]) -> str:
-        """`words` in order, without those that say nothing: "all of the organs" -> "organs", but "all" -> "all"."""
+        """`words` sorted, without those that say nothing: "all of the organs" -> "organs", but "all" -> "all"."""
         kept = [w for w in words if w not in self.filler and w not in self.every]
-        return " ".join(kept or words)
+        return " ".join(sorted(kept or words))
 
     def read(self, words: list[str], vocabulary: frozenset[str]) -> _Phrase:
         """The meaning of `words`; a word outside `vocabulary` is taken as a plural where that leads into it."""
@@ -156,19 +156,6 @@ def _words() -> _Words:
     return _Words()
 
 
-def _separated(names: str | int | Iterable[str | int]) -> Iterator[str]:
-    """One name at a time. A side alone stays with the name before it: "kidney, left", as an index writes it."""
-    for item in [names] if isinstance(names, str | int) else names:
-        found: list[str] = []
-        for part in re.split(r"[,;\n]", str(item)):
-            words = _words().split(part)
-            if found and _words().only_sides(words):
-                found[-1] += ", " + part.strip()
-            elif words:
-                found.append(part.strip())
-        yield from found
-
-
 @dataclass(frozen=True)
 class _Way:
     """One way to write a class or a group."""
@@ -198,6 +185,17 @@ class _Lexicon:
             for row in table["not_a_class"]
             for way in (self._way("", name) for name in row["names"])
         }
+
+    def separated(self, names: str | int | Iterable[str | int]) -> Iterator[str]:
+        """One name at a time. "kidney, left", as an index writes it, is one: "left" alone is nothing, both are."""
+        for item in [names] if isinstance(names, str | int) else names:
+            found: list[str] = []
+            for part in (part.strip() for part in re.split(r"[,;\n]", str(item))):
+                if found and not self._stands(part) and self._stands(f"{found[-1]}, {part}"):
+                    found[-1] += f", {part}"
+                elif self._words.split(part):
+                    found.append(part)
+            yield from found
 
     def meaning(self, name: str) -> list[Structure]:
         """The classes that one name means. Raises ClassNameError if it means none, or may mean several."""
@@ -240,6 +238,15 @@ class _Lexicon:
         words = self._words.split(text)
         return _Way(target, self._words.read(words, self._vocabulary), self._words.plain(words))
 
+    def _stands(self, name: str) -> bool:
+        """Whether `name` means a class or may mean several."""
+        words = self._words.split(name)
+        return (
+            name.isdecimal()
+            or self._words.plain(words) in self._groups
+            or bool(self._of_both_sides(self._words.read(words, self._vocabulary)))
+        )
+
     def _of_both_sides(self, phrase: _Phrase) -> list[Structure]:
         """What `phrase` means if its sides are left out; the kind decides between an organ and its lesions."""
         if not phrase.words:
@@ -279,10 +286,11 @@ class _Lexicon:
 
     def _mended(self, word: str) -> str:
         """The known word that is spelled most like `word`; `word` itself if none is like it."""
-        if word in self._vocabulary or self._words.singular(word, self._vocabulary):
+        # Words of one or two letters are like anything, and filler is nobody's misspelling.
+        if len(word) < 3 or word in self._vocabulary or self._words.singular(word, self._vocabulary):
             return word
-        # Words of one or two letters are like anything.
-        candidates = [known for known in sorted(self._vocabulary) if len(known) > 2]
+        empty = self._words.filler | self._words.every | self._words.joining
+        candidates = sorted(known for known in self._vocabulary - empty if len(known) > 2)
         return next(iter(get_close_matches(word, candidates, n=1, cutoff=0.65)), word)
 
 
