@@ -58,7 +58,7 @@ class Metric:
             return self.reference_empty
         return self.prediction_empty if prediction_is_empty else FORMULA
 
-    def badness(self, value: float) -> float:
+    def cost(self, value: float) -> float:
         """How far `value` is from perfect: 0 at best, larger is worse (signed errors by their size)."""
         return abs(value - self.best)
 
