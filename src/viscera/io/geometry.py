@@ -1,16 +1,32 @@
-"""Which affines and spacings can be those of a scan."""
+"""Which shapes, affines and spacings can be those of a scan."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from viscera.errors import ImageError
+from viscera.shapes import Triple, triple
 
 SMALLEST_SPACING_MM = 0.01  # ten times finer than a micro-CT of a living body
 LARGEST_SPACING_MM = 50.0
 _SKEW = 1e-4  # axes whose cosines differ from 0 by more than this are sheared; float32 headers stay below 1e-6
 _FLAT = 1e-3  # volume of the unit axes' parallelepiped below which they lie in one plane
+
+
+def one_volume(shape: Sequence[int], name: str) -> tuple[Triple, tuple[str, ...]]:
+    """The three axes of an image's shape and a note if more were given; ImageError unless it is one volume."""
+    if len(shape) < 3 or min(shape) < 1:
+        raise ImageError(f"{name} has shape {tuple(shape)}; a CT volume has three axes, each of at least one voxel.")
+    if max(shape[3:], default=1) > 1:
+        raise ImageError(
+            f"{name} has shape {tuple(shape)}: several volumes in one. viscera takes one at a time; "
+            "save one of them to a file of its own, for example with nibabel.funcs.four_to_three."
+        )
+    notes = (f"The shape {tuple(shape)} was taken as {tuple(shape[:3])}.",) if len(shape) > 3 else ()
+    return triple(shape[:3]), notes
 
 
 def unit_axes(affine: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -10,7 +10,7 @@ slices (x to the left, y to the back, z to the head), which is what ITK-based vi
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,11 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.spm2analyze import Spm2AnalyzeHeader
 
 from viscera.errors import ImageError
-from viscera.io.geometry import is_orthonormal
+from viscera.io.geometry import is_orthonormal, one_volume
 from viscera.io.hounsfield import compact, require_real
 from viscera.io.stream import ByteStream, sha256_of_parts
 from viscera.io.volume import Provenance, Volume
-from viscera.shapes import Triple, triple
+from viscera.shapes import Triple
 
 _DISAGREEMENT_VOXELS = 0.1  # an sform and a qform further apart than this at a corner deserve a note
 _MM_PER_UNIT = {"meter": 1000.0, "mm": 1.0, "micron": 0.001}
@@ -52,7 +52,7 @@ def read_nifti(path: Path) -> Volume:
         header = _read_header(stream)
         try:
             dtype, scaling = header.get_data_dtype(), header.get_slope_inter()
-            shape, notes = _one_volume(header.get_data_shape(), path)
+            shape, notes = one_volume(header.get_data_shape(), str(path))
             affine, about_affine = _affine(header, shape)
         except (HeaderDataError, ValueError, KeyError) as error:
             raise ImageError(f"{path} has a damaged header: {error}. Convert it again from its source.") from error
@@ -169,20 +169,6 @@ def _beside(path: Path, stem: str, suffix: str) -> Path:
         if candidate.is_file():
             return candidate
     raise ImageError(f"{path} is half of an .hdr/.img pair; its other half {candidates[0].name} is not beside it.")
-
-
-def _one_volume(shape: Sequence[int], path: Path) -> tuple[Triple, tuple[str, ...]]:
-    """The three axes of a header's shape; ImageError unless it is one volume."""
-    if len(shape) < 3 or min(shape) < 1:
-        raise ImageError(f"{path} has shape {tuple(shape)}; a CT volume has three axes, each of at least one voxel.")
-    volumes = int(np.prod(shape[3:]))
-    if volumes > 1:
-        raise ImageError(
-            f"{path} holds {volumes} volumes (shape {tuple(shape)}); viscera takes one at a time. "
-            "Save one of them to a file of its own, for example with nibabel.funcs.four_to_three."
-        )
-    notes = (f"The file's shape {tuple(shape)} was taken as {tuple(shape[:3])}.",) if len(shape) > 3 else ()
-    return triple(shape[:3]), notes
 
 
 def _affine(header: Any, shape: Triple) -> tuple[npt.NDArray[np.float64], tuple[str, ...]]:

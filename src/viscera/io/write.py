@@ -1,4 +1,4 @@
-"""Results on a scan's own grid, as NIfTI, NRRD or MetaImage by the name's ending."""
+"""Results on a scan's own grid: NIfTI, NRRD or MetaImage, by the ending of the name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from viscera.errors import OutputError
-from viscera.io.atomic import write_pieces
+from viscera.io.atomic import whole_file, write_pieces
 from viscera.io.nifti import gzipped, nifti_bytes
 from viscera.io.volume import Volume
 
@@ -18,8 +18,9 @@ from viscera.io.volume import Volume
 def write_image(array: npt.NDArray[Any], like: Volume, path: str | os.PathLike[str]) -> None:
     """Write `array` [x, y, z], in the axis order of `like`, so that it lies exactly over `like`.
 
-    The file is whole or not there. Raises OutputError for a name without a known ending and where nothing can be
-    written; ValueError if the shapes differ (a mistake of the caller).
+    path  ends in .nii.gz, .nii, .nrrd or .mha
+    The file is whole or not there. Raises OutputError for another ending and where nothing can be written;
+    ValueError if the shapes differ.
     """
     if array.shape != like.shape:
         raise ValueError(f"the array has shape {array.shape}, the scan {like.shape}")
@@ -28,8 +29,16 @@ def write_image(array: npt.NDArray[Any], like: Volume, path: str | os.PathLike[s
         write_pieces(path, gzipped(nifti_bytes(array, like)))
     elif name.endswith(".nii"):
         write_pieces(path, nifti_bytes(array, like))
+    elif name.endswith((".nrrd", ".mha")):
+        from viscera.io.itk import write_itk  # SimpleITK takes a while to load
+
+        with whole_file(path) as temporary:
+            try:
+                write_itk(array, like, temporary)
+            except RuntimeError as error:
+                raise OutputError(f"{path} cannot be written: {error}") from error
     else:
-        raise OutputError(f"{path}: results are written as .nii.gz, .nii, .nrrd or .mha.")
+        raise OutputError(f"{path} has an ending viscera does not write; use .nii.gz, .nii, .nrrd or .mha.")
 
 
 def write_label_map(array: npt.NDArray[np.unsignedinteger[Any]], like: Volume, path: str | os.PathLike[str]) -> None:
