@@ -2,21 +2,62 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+from types import FrameType
+from typing import Any
+
 import typer
+from typer.core import TyperGroup
 
 from viscera.cli.classes import classes
+from viscera.cli.segment import demo, segment
+from viscera.errors import VisceraError
+
+
+class ErrorsForPeople(TyperGroup):
+    """Our own errors become one message and exit code 2; Ctrl-C becomes exit code 130. Bugs keep their traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except VisceraError as error:
+            typer.secho(f"Error: {error}", fg="red", err=True)
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt:
+            typer.secho("Stopped. Nothing half-written was left behind.", fg="yellow", err=True)
+            raise typer.Exit(130) from None
+
 
 app = typer.Typer(
     name="viscera",
     help="Organs and tumours in CT, from a scan to named masks, with one text-driven model.",
+    cls=ErrorsForPeople,
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
 
+app.command()(segment)
+app.command()(demo)
 app.command()(classes)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: bool = typer.Option(False, "--version", help="Print the version and stop.")) -> None:
+    if version:
+        from viscera import __version__
+
+        typer.echo(f"viscera {__version__}")
+        raise typer.Exit()
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """A polite kill cleans up like Ctrl-C does."""
+    raise KeyboardInterrupt
 
 
 def main() -> None:
     """Entry point of the command line."""
-    app()
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(app())

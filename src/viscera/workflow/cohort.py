@@ -1,0 +1,118 @@
+"""Many scans, one after the other: goes on after a failure, skips what is whole, and says how each one went."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from viscera.errors import InputError, VisceraError
+from viscera.io.read import case_name, scan_files
+from viscera.model.universal import UniversalModel
+from viscera.workflow.outputs import is_whole, read_record, refuse_existing
+from viscera.workflow.scan import Result, SaveSettings, SegmentSettings, Stage, Stopwatch, request, segment_scan
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan of a cohort and the folder its result goes to."""
+
+    name: str
+    scan: Path
+    output: Path
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one case ended."""
+
+    case: Case
+    status: Literal["done", "skipped", "failed"]
+    seconds: float = 0.0
+    error: Exception | None = None  # why it failed
+
+
+def find_cases(scans: Sequence[Path], output: Path) -> list[Case]:
+    """The cases in `scans` (files, DICOM folders, archives, or folders of such), each with a name of its own.
+
+    A scan is named after its file; where two would share a name (`a/ct.nii.gz`, `b/ct.nii.gz`), the folders that
+    tell them apart come before it (`a_ct`, `b_ct`). Raises InputError if nothing is found or a scan is named twice.
+    """
+    found: list[Path] = []
+    for place in scans:
+        inside = scan_files(place) if place.is_dir() else [place]
+        if not inside:
+            raise InputError(f"No scan was found in {place}: no NIfTI, NRRD or MetaImage file and no DICOM folder.")
+        found += inside
+    paths = [path.absolute() for path in found]
+    if len(set(paths)) < len(paths):
+        twice = next(path for path, count in Counter(paths).items() if count > 1)
+        raise InputError(f"The scan {twice} was named twice.")
+    return [Case(name, scan, output / name) for name, scan in zip(_names(paths), found, strict=True)]
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """A name for each path: the file's own, with as many parent folders before it as it takes to tell all apart."""
+    depth = [0] * len(paths)
+    while True:
+        names = ["_".join([*path.parts[-1 - d : -1], case_name(path)]) if d else case_name(path)
+                 for path, d in zip(paths, depth, strict=True)]
+        counts = Counter(names)
+        clashes = [i for i, name in enumerate(names) if counts[name] > 1 and depth[i] < len(paths[i].parts) - 2]
+        if not clashes:
+            # Only the suffix still tells them apart (x.nii and x.nrrd in one folder).
+            return [name if counts[name] == 1 else path.name for name, path in zip(names, paths, strict=True)]
+        for i in clashes:
+            depth[i] += 1
+
+
+def segment_many(
+    cases: Sequence[Case],
+    model: UniversalModel,
+    settings: SegmentSettings,
+    save: SaveSettings,
+    *,
+    series: str | None = None,
+    resume: bool = False,
+    force: bool = False,
+    listener: Stage | None = None,
+    begun: Callable[[Case], None] | None = None,
+    ended: Callable[[Outcome, Result | None], None] | None = None,
+) -> list[Outcome]:
+    """Segments every case into its folder; an error in one does not stop the others.
+
+    resume  skip a case whose folder holds a whole result of the same scan, model and settings
+    begun, ended  called before and after each case
+    """
+    outcomes = []
+    for case in cases:
+        if begun is not None:
+            begun(case)
+        result = None
+        watch = Stopwatch(listener)
+        try:
+            if resume and is_done(case, model, settings, save):
+                outcome = Outcome(case, "skipped")
+            else:
+                # A folder that is not whole is an interrupted run's, and may be replaced by --resume.
+                save_here = save.replacing(save.overwrite or resume)
+                refuse_existing(case.output, save_here.overwrite)
+                result = segment_scan(case.scan, model, settings, series=series, force=force, watch=watch)
+                result.save(case.output, save_here, watch=watch)
+                outcome = Outcome(case, "done", sum(watch.seconds.values()))
+        except VisceraError as error:
+            outcome = Outcome(case, "failed", sum(watch.seconds.values()), error)
+        outcomes.append(outcome)
+        if ended is not None:
+            ended(outcome, result)
+    return outcomes
+
+
+def is_done(case: Case, model: UniversalModel, settings: SegmentSettings, save: SaveSettings) -> bool:
+    """Whether the case's folder holds a whole result of this very request."""
+    record: dict[str, Any] | None = read_record(case.output)
+    return record is not None and is_whole(case.output) and record["request"] == request(
+        case.scan, model, settings, save
+    )

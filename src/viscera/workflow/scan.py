@@ -1,0 +1,300 @@
+"""One scan from file to files: read, prepare, predict, rules, back to the scan's grid, findings, outputs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from viscera.errors import ClassNameError
+from viscera.infer.predict import InferenceSettings, predict
+from viscera.infer.prepare import Prepared, prepare
+from viscera.io.grid import mask_on_scan
+from viscera.io.orientation import Reorientation, to_ras
+from viscera.io.read import read_volume, validated
+from viscera.io.volume import Volume
+from viscera.io.write import write_label_map
+from viscera.masks import BoolArray, MaskSet
+from viscera.model.store import load_model
+from viscera.model.universal import UniversalModel
+from viscera.names import resolve
+from viscera.post.pipeline import apply_rules, needed_classes
+from viscera.report.figures import preview
+from viscera.report.findings import Finding, measure, write_findings
+from viscera.report.manifest import run_record, write_json
+from viscera.report.tables import write_label_tables
+from viscera.shapes import Box, SpacingMm, triple
+from viscera.taxonomy import Structure, taxonomy
+from viscera.workflow.outputs import RECORD, file_sizes, staged
+
+DEFAULT_MODEL = "lite"
+UNTRAINED = (
+    "These weights are UNTRAINED: the masks are noise that shows how the program works, not where organs are. "
+    "Import trained weights with `viscera weights import` or `viscera weights pull`, and name them with --model."
+)
+
+Stage = Callable[[str, int, int], None]  # (stage, steps done, steps in all); 0 steps in all: not known
+
+
+@dataclass
+class Stopwatch:
+    """Seconds per stage, and the stage now running told to whoever listens."""
+
+    listener: Stage | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        self.step(name, 0, 0)
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def step(self, name: str, done: int, total: int) -> None:
+        if self.listener is not None:
+            self.listener(name, done, total)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentSettings:
+    """What to compute on a scan, apart from the model and the scan itself.
+
+    classes    names as `viscera.names.resolve` takes them; None: every class of the model
+    post       apply the rules of `post.toml`
+    crop       leave out the air around the body
+    inference  precision, overlap, device
+    """
+
+    classes: str | Sequence[str | int] | None = None
+    post: bool = True
+    crop: bool = True
+    inference: InferenceSettings = InferenceSettings()
+
+
+@dataclass(frozen=True, eq=False)
+class ScanMasks:
+    """The masks of one scan, kept small on the network's grid and handed out on the scan's own."""
+
+    masks: MaskSet
+    prepared: Prepared
+    reorientation: Reorientation
+
+    def ras(self, key: str) -> tuple[Box, BoolArray]:
+        """Class `key` on the scan's grid in RAS axes: the box around it, and which of its voxels are in."""
+        p = self.prepared
+        box, mask = mask_on_scan(
+            self.masks[key], p.grid_shape, p.grid_spacing_mm, p.scan_shape, p.scan_spacing_mm
+        )
+        tight = Box.around(mask)
+        return tight.shifted(box.start), mask[tight.slices]
+
+    def whole(self, key: str) -> BoolArray:
+        """Class `key` on the whole scan in the scan's own axis order: bool [x, y, z]."""
+        out = np.zeros(self.prepared.scan_shape, bool)
+        box, mask = self.ras(key)
+        out[box.slices] = mask
+        return self.reorientation.undo(out)
+
+
+def spacing_in_ras(volume: Volume, reorientation: Reorientation) -> SpacingMm:
+    """The scan's spacing in RAS axis order."""
+    x, y, z = (volume.spacing_mm[axis] for axis in reorientation.axes)
+    return (x, y, z)
+
+
+def chosen_classes(model: UniversalModel, names: str | Sequence[str | int] | None) -> tuple[Structure, ...]:
+    """The classes to compute: those named, or all of the model's.
+
+    Raises ClassNameError for a name nobody knows, and for a class that this model does not have.
+    """
+    own = model.config.classes
+    if names is None:
+        return tuple(taxonomy()[key] for key in own)
+    structures = resolve(names)
+    missing = [s.name for s in structures if s.key not in own]
+    if missing:
+        raise ClassNameError(
+            f"The model {model.config.name!r} does not have: {', '.join(missing)}. "
+            f"It has: {', '.join(taxonomy()[key].name for key in own)}."
+        )
+    return structures
+
+
+def painting_order(structures: Iterable[Structure]) -> list[Structure]:
+    """Organs first, then what lies inside organs, then tumours and cysts: later ones are painted over earlier ones."""
+    return sorted(structures, key=lambda s: (s.is_lesion, bool(s.inside), s.id))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaveSettings:
+    """What to write of a result.
+
+    masks      one file per class as well (classes overlap; the label map shows only the topmost)
+    picture    preview.png
+    overwrite  replace an earlier result
+    """
+
+    masks: bool = False
+    picture: bool = True
+    overwrite: bool = False
+
+    def replacing(self, overwrite: bool) -> SaveSettings:
+        """The same with another `overwrite`."""
+        return replace(self, overwrite=overwrite)
+
+
+def request(scan: Path | None, model: UniversalModel, settings: SegmentSettings, save: SaveSettings) -> dict[str, Any]:
+    """What was asked for, as plain values: equal requests give equal results (scan by path, size and time)."""
+    return {
+        "viscera": __version__,
+        "scan": None if scan is None else file_state(scan),
+        "model": model.config.name,
+        "model_sha256": model_sha256(model),
+        "classes": [s.key for s in chosen_classes(model, settings.classes)],
+        "post": settings.post,
+        "crop": settings.crop,
+        **asdict(settings.inference),
+        "masks": save.masks,
+        "picture": save.picture,
+    }
+
+
+def file_state(path: Path) -> dict[str, Any]:
+    """A path with the number, bytes and newest change of its files: cheap to ask, and different when the scan is."""
+    files = [path] if path.is_file() else [item for item in path.rglob("*") if item.is_file()]
+    states = [file.stat() for file in files]
+    return {
+        "path": str(path.absolute()),
+        "files": len(files),
+        "bytes": sum(state.st_size for state in states),
+        "modified": max((state.st_mtime for state in states), default=0.0),
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What was found in one scan.
+
+    volume     the scan as read
+    classes    the classes asked for, in id order
+    label_map  uint8 [x, y, z] on the scan's own grid: the class id, 0 elsewhere; tumours painted over organs
+    findings   volume, density and every tumour, one entry per class
+    record     how this result came about: what run.json holds
+    warnings   what a reader must know, in sentences
+    """
+
+    volume: Volume
+    classes: tuple[Structure, ...]
+    label_map: npt.NDArray[np.uint8]
+    findings: tuple[Finding, ...]
+    record: dict[str, Any]
+    warnings: tuple[str, ...]
+    scan_masks: ScanMasks = field(repr=False)
+
+    def mask(self, name: str | int) -> BoolArray:
+        """One class on the scan's own grid, whole even where another class is painted over it: bool [x, y, z].
+
+        Raises ClassNameError if `name` is not exactly one of the classes of this result.
+        """
+        structures = resolve([name])
+        if len(structures) != 1 or structures[0] not in self.classes:
+            raise ClassNameError(
+                f"{name!r} is not one class of this result; it has {', '.join(s.key for s in self.classes)}."
+            )
+        return self.scan_masks.whole(structures[0].key)
+
+    def save(
+        self, folder: str | Path, settings: SaveSettings | None = None, *, watch: Stopwatch | None = None
+    ) -> Path:
+        """Writes the result into `folder`, whole or not at all, and returns the folder.
+
+        segmentation.nii.gz, findings.json, findings.csv, label tables for 3D Slicer and ITK-SNAP, preview.png,
+        masks/<class>.nii.gz if asked for, and run.json. Raises OutputError if it cannot be written, or if there is
+        an earlier result and `overwrite` is False.
+        """
+        folder, settings, watch = Path(folder), settings or SaveSettings(), watch or Stopwatch()
+        with staged(folder, overwrite=settings.overwrite) as work:
+            with watch.stage("Writing"):
+                write_label_map(self.label_map, self.volume, work / "segmentation.nii.gz")
+                if settings.masks:
+                    (work / "masks").mkdir()
+                    for done, s in enumerate(self.classes, start=1):
+                        whole = self.scan_masks.whole(s.key).view(np.uint8)
+                        write_label_map(whole, self.volume, work / "masks" / f"{s.key}.nii.gz")
+                        watch.step("Writing", done, len(self.classes))
+                write_label_tables(self.classes, work)
+                write_findings(self.findings, work)
+            if settings.picture:
+                with watch.stage("Picture"):
+                    self._draw(work / "preview.png")
+            record = {**self.record, "timings_s": {**self.record["timings_s"], **watch.seconds}}
+            record["request"] = {**record["request"], "masks": settings.masks, "picture": settings.picture}
+            write_json({**record, "outputs": file_sizes(work)}, work / RECORD)
+        return folder
+
+    def _draw(self, path: Path) -> None:
+        reorientation = self.scan_masks.reorientation
+        preview(
+            reorientation.apply(self.volume.array),
+            reorientation.apply(self.label_map),
+            spacing_in_ras(self.volume, reorientation),
+            self.classes,
+            path,
+            title=Path(self.volume.provenance.path).name,
+            note=" ".join(self.warnings[:1]),
+        )
+
+
+def segment_scan(
+    scan: str | Path | Volume,
+    model: UniversalModel,
+    settings: SegmentSettings | None = None,
+    *,
+    series: str | None = None,
+    force: bool = False,
+    watch: Stopwatch | None = None,
+) -> Result:
+    """Finds the asked classes in one scan.
+
+    scan    a file, a DICOM folder or archive, or a Volume in Hounsfield units
+    series  which series of a DICOM folder that holds several (UID, number or description)
+    force   take images that do not look like CT
+
+    Raises ImageError for a scan that cannot be used, ClassNameError for classes the model does not have.
+    """
+    settings, watch = settings or SegmentSettings(), watch or Stopwatch()
+    started = datetime.now(UTC)
+    structures = chosen_classes(model, settings.classes)
+    asked = [s.key for s in structures]
+    with watch.stage("Reading"):
+        volume = validated(scan, force=force) if isinstance(scan, Volume) else read_volume(scan, series=series, force=force)
+    with watch.stage("Preparing"):
+        hu, _, reorientation = to_ras(volume)
+        spacing_mm = spacing_in_ras(volume, reorientation)
+        prepared = prepare(hu, spacing_mm, model.config.preprocessing, crop_to_body=settings.crop)
+    with watch.stage("Network"):
+        # A tumour's rule looks at its organ, so the organ is computed along with it.
+        computed = [k for k in needed_classes(asked) if k in model.config.classes] if settings.post else asked
+        masks = predict(
+            model, prepared, computed, settings.inference, lambda done, total: watch.step("Network", done, total)
+        )
+    notes: Sequence[RuleNote] = ()
+    if settings.post:
+        with watch.stage("Rules"):
+            masks, notes = apply_rules(masks)
+    scan_masks = ScanMasks(masks, prepared, reorientation)
+    with watch.stage("Findings"):
+        label_map, findings = _paint_and_measure(volume, scan_masks, structures)
+    warnings = (*(() if model.config.trained else (UNTRAINED,)), *volume.provenance.notes)
+    path = None if isinstance(scan, Volume) else Path(scan)
+    record = run_record(...)
+    return Result(volume, structures, label_map, findings, record, warnings, scan_masks)
