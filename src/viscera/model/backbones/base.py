@@ -1,0 +1,65 @@
+"""What every vision backbone promises, and how one is found by its name."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any
+
+import torch
+from torch import nn
+
+import viscera.model.backbones as room
+from viscera.errors import CheckpointError, SettingError
+
+
+class Backbone(nn.Module, ABC):
+    """An encoder-decoder that gives the two maps the universal model reads.
+
+    bottleneck_channels   channels of the deepest map
+    feature_channels      channels of the decoder's map; both are multiples of 16 (the model normalises in 16 groups)
+    multiple              every side of the image must be a multiple of this
+    minimum_voxels        and at least this
+    prefers_channels_last whether the CPU is faster with `torch.channels_last_3d`
+    """
+
+    bottleneck_channels: int
+    feature_channels: int
+    multiple: int
+    minimum_voxels: int
+    prefers_channels_last: bool = True
+
+    @abstractmethod
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """[B, 1, X, Y, Z] -> bottleneck [B, Cb, x, y, z] and decoder map [B, Cf, X, Y, Z].
+
+        The decoder map may be coarser than the image by a whole factor; the model up-samples what it makes of it.
+        A sample's maps do not depend on the others in its batch when the backbone is in evaluation mode.
+        """
+
+    def check_size(self, image: torch.Tensor) -> None:
+        """Raises SettingError, naming the size to pad to, if the image's sides do not fit."""
+        sides = image.shape[2:]
+        fitting = [max(self.minimum_voxels, -(-side // self.multiple) * self.multiple) for side in sides]
+        if list(sides) != fitting:
+            raise SettingError(
+                f"An image of {' x '.join(map(str, sides))} voxels does not fit this backbone: every side must be a "
+                f"multiple of {self.multiple} and at least {self.minimum_voxels}. Pad it to "
+                f"{' x '.join(map(str, fitting))}."
+            )
+
+
+def backbone_names() -> list[str]:
+    """Every backbone there is: the modules of this folder that define one."""
+    return sorted(module.name for module in iter_modules(room.__path__) if module.name not in ("base", "blocks"))
+
+
+def make_backbone(name: str, settings: Mapping[str, Any]) -> Backbone:
+    """The backbone `name` with its own settings, randomly initialised. Raises CheckpointError for an unknown name."""
+    if name not in backbone_names():
+        raise CheckpointError(f"There is no backbone {name!r}; there are {', '.join(backbone_names())}.")
+    backbone = import_module(f"viscera.model.backbones.{name}").build(**settings)
+    assert isinstance(backbone, Backbone)
+    return backbone

@@ -1,0 +1,54 @@
+"""Our light network for CPUs (5.9 M parameters with the head): everything happens at half resolution or less.
+
+A stem with stride 2, then a U-Net of 32/64/128/256 channels whose decoder ends at half resolution; the model up-samples
+the eight feature channels it makes of it, not these 32. Batch norm with running statistics: at inference it is a scale
+and a shift, the cheapest there is, and a voxel's value does not depend on how much of the body lies in the window, so
+that a network trained on patches can be run over a whole scan in one pass.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from viscera.model.backbones.base import Backbone
+
+
+def _double(channels_in: int, channels_out: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv3d(channels_in, channels_out, 3, stride=stride, padding=1, bias=False),
+        nn.BatchNorm3d(channels_out),
+        nn.ReLU(inplace=True),
+        nn.Conv3d(channels_out, channels_out, 3, padding=1, bias=False),
+        nn.BatchNorm3d(channels_out),
+        nn.ReLU(inplace=True),
+    )
+
+
+class Lite(Backbone):
+    """A U-Net that starts and ends at half resolution."""
+
+    def __init__(self, channels: tuple[int, ...]) -> None:
+        super().__init__()
+        self.feature_channels, self.bottleneck_channels = channels[0], channels[-1]
+        self.multiple = self.minimum_voxels = 2 ** len(channels)
+        pairs = list(zip(channels, channels[1:], strict=False))
+        self.stem = _double(1, channels[0], stride=2)
+        self.down = nn.ModuleList(_double(shallow, deep, stride=2) for shallow, deep in pairs)
+        self.up = nn.ModuleList(nn.ConvTranspose3d(deep, shallow, 2, stride=2) for shallow, deep in reversed(pairs))
+        self.join = nn.ModuleList(_double(2 * shallow, shallow) for shallow, _ in reversed(pairs))
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self.check_size(image)
+        maps = [self.stem(image)]
+        for down in self.down:
+            maps.append(down(maps[-1]))
+        bottleneck = x = maps.pop()
+        for up, join in zip(self.up, self.join, strict=True):
+            x = join(torch.cat([up(x), maps.pop()], 1))
+        return bottleneck, x
+
+
+def build(channels: tuple[int, ...] = (32, 64, 128, 256)) -> Backbone:
+    """channels: of each level, from half resolution down."""
+    return Lite(tuple(channels))

@@ -1,0 +1,106 @@
+"""The Universal Model, as in the figure of arXiv 2301.00785.
+
+    class names ─ text encoder (frozen) ─ organ_embedding ─ text_to_vision ───────┐
+                                                                                  ├─ controller ─ 153 numbers a class
+    image ─ backbone ┬─ bottleneck ─ GAP ─────────────────── image embedding ─────┘            │
+                     └─ decoder map ─ precls_conv ─────────── 8 features a voxel ───── text-driven segmentor ─ logits
+
+Every class has a sigmoid of its own: a voxel of a liver tumour is a voxel of the liver too. The names of the parts are
+those of the released checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from viscera.model.backbones.base import Backbone
+from viscera.model.config import ModelConfig
+from viscera.model.head import PARAMETERS, WIDTH, apply_heads
+
+EMBEDDING = 256  # length of the image embedding and of the label embedding
+GROUPS = 16  # of the group norms before pooling and before the features
+
+
+class UniversalModel(nn.Module):
+    """A backbone, the text vectors of N classes, and the head that joins them."""
+
+    organ_embedding: torch.Tensor
+
+    def __init__(self, backbone: Backbone, text_vectors: torch.Tensor, config: ModelConfig) -> None:
+        """text_vectors: float32 [N, D], one row per class of `config.classes`, in that order."""
+        super().__init__()
+        self.config = config
+        self.backbone = backbone
+        self.register_buffer("organ_embedding", text_vectors)
+        self.text_to_vision = nn.Linear(text_vectors.shape[1], EMBEDDING)
+        self.GAP = nn.Sequential(
+            nn.GroupNorm(GROUPS, backbone.bottleneck_channels),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool3d(1),
+            nn.Conv3d(backbone.bottleneck_channels, EMBEDDING, kernel_size=1),
+        )
+        self.precls_conv = nn.Sequential(
+            nn.GroupNorm(GROUPS, backbone.feature_channels),
+            nn.ReLU(),
+            nn.Conv3d(backbone.feature_channels, WIDTH, kernel_size=1),
+        )
+        self.controller = nn.Conv3d(2 * EMBEDDING, PARAMETERS, kernel_size=1)
+        self._text_part: tuple[object, torch.Tensor] | None = None
+
+    def forward(self, image: torch.Tensor, classes: Sequence[int] | None = None) -> torch.Tensor:
+        """Logits [B, K, X, Y, Z] of `classes` (channel numbers; all if None) for an image [B, 1, X, Y, Z] in [0, 1]."""
+        features, image_embedding = self.encode(image)
+        return self.decode(features, image_embedding, classes)
+
+    def encode(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The vision branch: image [B, 1, X, Y, Z] -> features [B, 8, X, Y, Z] and image embedding [B, 256].
+
+        Raises SettingError if the image's sides do not fit the backbone.
+        """
+        bottleneck, decoder_map = self.backbone(image)
+        features = self.precls_conv(decoder_map)
+        if features.shape[2:] != image.shape[2:]:
+            features = functional.interpolate(features, size=image.shape[2:], mode="trilinear")
+        return features, self.GAP(bottleneck).flatten(1)
+
+    def decode(
+        self, features: torch.Tensor, image_embedding: torch.Tensor, classes: Sequence[int] | None = None
+    ) -> torch.Tensor:
+        """The text-driven segmentor: logits [B, K, X, Y, Z] of `classes`, in float32.
+
+        features         [B, 8, X, Y, Z], or any crop of what `encode` gave: each voxel stands for itself
+        image_embedding  [B, 256]
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            parameters = self._head_parameters(image_embedding.float(), classes)
+            return torch.stack([apply_heads(f, p) for f, p in zip(features.float(), parameters, strict=True)])
+
+    def _head_parameters(self, image_embedding: torch.Tensor, classes: Sequence[int] | None) -> torch.Tensor:
+        """What the controller makes of image and text: [B, K, 153]."""
+        text = self.text_part()
+        if classes is not None:
+            text = text[list(classes)]
+        image = functional.linear(image_embedding, self.controller.weight[:, :EMBEDDING].flatten(1))
+        return image[:, None] + text
+
+    def text_part(self) -> torch.Tensor:
+        """The controller's answer to the text alone (its bias included): [N, 153].
+
+        It is the same for every image, so it is computed once and kept until a weight it depends on changes.
+        """
+        if torch.is_grad_enabled():
+            return self._compute_text_part()
+        weights = (self.organ_embedding, *self.text_to_vision.parameters(), *self.controller.parameters())
+        state = tuple((w.data_ptr(), w._version, w.device, w.dtype) for w in weights)
+        if self._text_part is None or self._text_part[0] != state:
+            self._text_part = (state, self._compute_text_part())
+        return self._text_part[1]
+
+    def _compute_text_part(self) -> torch.Tensor:
+        label_embedding = functional.relu(self.text_to_vision(self.organ_embedding))
+        weight = self.controller.weight[:, EMBEDDING:].flatten(1)
+        return functional.linear(label_embedding, weight, self.controller.bias)
