@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,10 +22,8 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=".unfinished-", suffix=f"-{path.name}", dir=path.parent)
-        temporary = Path(name)
-        os.close(descriptor)
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's files are for the owner alone
+        temporary = path.with_name(f".unfinished-{secrets.token_hex(4)}-{path.name}")
+        temporary.touch()
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
@@ -42,9 +40,3 @@ def write_pieces(path: str | os.PathLike[str], pieces: Iterable[bytes]) -> None:
     with whole_file(path) as temporary, temporary.open("wb") as file:
         for piece in pieces:
             file.write(piece)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -56,12 +56,11 @@ class ByteStream:
 
     def digest(self) -> str:
         """SHA-256 of the file as stored, in hex; reads on to its end, where gzip keeps its own check sum."""
-        self.upto(1)
-        while block := self.read_raw(_CHUNK):
-            del block
+        while self.upto(_CHUNK):
+            pass
         return self._sha.hexdigest()
 
-    def read_raw(self, count: int) -> bytes:
+    def stored(self, count: int) -> bytes:
         """The next `count` bytes as stored; hashed."""
         block = self._file.read(count)
         self._sha.update(block)
@@ -102,7 +101,7 @@ class _HashingReader:
         self._stream = stream
 
     def read(self, count: int) -> bytes:
-        return self._stream.read_raw(count)
+        return self._stream.stored(count)
 
 
 def sha256_of_file(path: Path) -> str:
