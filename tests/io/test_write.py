@@ -14,10 +14,10 @@ from viscera.io.volume import Volume
 from viscera.io.write import write_image, write_label_map
 
 ENDINGS = [".nii.gz", ".nii", ".nrrd", ".mha"]
-GEOMETRY_FIELDS = (
-    "qform_code sform_code quatern_b quatern_c quatern_d qoffset_x qoffset_y qoffset_z srow_x srow_y srow_z "
-    "pixdim xyzt_units"
-).split()
+GEOMETRY_FIELDS = [
+    *("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+    *("sform_code", "srow_x", "srow_y", "srow_z", "pixdim", "xyzt_units"),
+]
 
 
 def labels(shape=(24, 20, 12)):

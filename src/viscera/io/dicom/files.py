@@ -95,7 +95,7 @@ def _visible_files(folder: Path, recursive: bool) -> list[Path]:
 
 def is_clutter(name: str) -> bool:
     """Whether a file or folder is hidden or a side product: not worth a look."""
-    return name.startswith(".") or name in ("__MACOSX", "DICOMDIR")
+    return (name.startswith(".") and name != "..") or name in ("__MACOSX", "DICOMDIR")
 
 
 def is_dicom_file(path: Path) -> bool:

@@ -49,7 +49,9 @@ def read_dicom(path: Path, *, series: str | None = None, force: bool = False) ->
     with dicom_objects(path) as objects:
         found, left_out = find_series(objects)
         if not found:
-            raise ImageError(f"{path} holds no images of a DICOM scan{_counted(left_out)}.")
+            raise ImageError(
+                f"{path} holds no images of a DICOM scan{_counted(left_out)}. Files of other formats are given one by one."
+            )
         chosen, notes = choose(found, series, str(path))
         if left_out:
             notes += (f"Left out{_counted(left_out)}.",)
