@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -44,13 +46,14 @@ class DiNTSBackbone(Backbone):
     ) -> None:
         super().__init__()
         blocks, depths = len(path_active), len(node_active[0])
-        space = TopologyInstance(
-            channel_mul=1.0,
-            num_blocks=blocks,
-            num_depths=depths,
-            use_downsample=True,
-            arch_code=[np.array(path_active), np.array(cell_operation)],
-        )
+        with contextlib.redirect_stdout(io.StringIO()):  # MONAI prints advice here
+            space = TopologyInstance(
+                channel_mul=1.0,
+                num_blocks=blocks,
+                num_depths=depths,
+                use_downsample=True,
+                arch_code=[np.array(path_active), np.array(cell_operation)],
+            )
         for block, path in np.argwhere(np.array(path_active) == 1):
             cell = space.cell_tree[str((int(block), int(path)))]
             cell.op = ChosenOperation(cell_operation[block][path], *cell.op.ops)
