@@ -106,6 +106,11 @@ class MaskSet(Mapping[str, SoftMask]):
         """A new set in which `masks` replace or join the present ones."""
         return MaskSet(self.shape, self.spacing_mm, {**self._masks, **masks})
 
+    def box(self, key: str) -> Box:
+        """The smallest box around the voxels of class `key`; empty if it has none."""
+        soft = self._masks[key]
+        return Box.around(soft.mask).shifted(soft.box.start)
+
     def crop(self, key: str, box: Box) -> BoolArray:
         """Which voxels of `box` (anywhere in the grid) belong to class `key`: bool [X, Y, Z] of the box's shape."""
         soft = self._masks[key]

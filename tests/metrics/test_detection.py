@@ -44,7 +44,7 @@ def test_overlap_by_hand() -> None:
     assert [lesion.match for lesion in result.predicted] == [0, None]
     assert result.reference[0].iou == pytest.approx(3 / 5)
     assert result.reference[0].volume_ml == pytest.approx(4 * 0.005)
-    assert result.reference[0].centre == pytest.approx((3.5, 1, 1))
+    assert result.reference[0].centre_mm == pytest.approx((3.5, 1, 5))
     assert (result.found, result.false) == (1, 1)
 
 
@@ -79,6 +79,12 @@ def test_distance_in_millimetres() -> None:
     reference[2, 2, 2], prediction[2, 2, 4] = True, True  # 2 voxels of 5 mm
     assert match_lesions(reference, prediction, MM, Matching(by="distance", most_mm=10)).found == 1
     assert match_lesions(reference, prediction, MM, Matching(by="distance", most_mm=9.9)).found == 0
+
+
+def test_an_affine_places_the_centres() -> None:
+    affine = np.array([[0, 2.0, 0, 10], [-1.0, 0, 0, 20], [0, 0, 5.0, 30], [0, 0, 0, 1]])
+    result = match_lesions(scene((2, 6)), scene((2, 6)), (1.0, 2.0, 5.0), affine=affine)
+    assert result.reference[0].centre_mm == pytest.approx((10 + 2 * 1, 20 - 3.5, 30 + 5 * 1))
 
 
 def test_small_lesions_are_left_out_on_both_sides() -> None:

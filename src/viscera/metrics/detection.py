@@ -55,7 +55,7 @@ class Matching:
 class Lesion:
     """One connected component."""
 
-    centre: Point  # centre of mass in voxels of the whole grid
+    centre_mm: Point  # centre of mass
     volume_ml: float
     match: int | None = None  # index of its partner in the other list
     iou: float = 0.0  # with its partner
@@ -87,11 +87,11 @@ def match_lesions(
     prediction: npt.NDArray[Any],
     spacing_mm: SpacingMm,
     matching: Matching | None = None,
-    offset: Sequence[int] = (0, 0, 0),
+    affine: npt.NDArray[np.float64] | None = None,
 ) -> LesionMatch:
     """Find and match the lesions of two masks (bool or 0/1, [X, Y, Z], same shape).
 
-    `offset` is where the masks were cut out of the whole grid; it is added to the centres.
+    `affine` (4x4, voxel index of these arrays -> mm) places the centres; without it they are counted from voxel 0.
     """
     import cc3d
 
@@ -99,12 +99,13 @@ def match_lesions(
         raise ValueError(f"masks of different shapes: reference {reference.shape}, prediction {prediction.shape}")
     matching = matching or Matching()
     voxel_ml = float(np.prod(spacing_mm)) / 1000
+    to_mm = np.diag([*spacing_mm, 1.0]) if affine is None else affine
     sides = [cc3d.connected_components(np.asarray(mask, bool), connectivity=26) for mask in (reference, prediction)]
     sizes, centres, kept = [], [], []
     for components in sides:
         statistics = cc3d.statistics(components)
         sizes.append(statistics["voxel_counts"].astype(np.int64))
-        centres.append(statistics["centroids"])
+        centres.append(statistics["centroids"] @ to_mm[:3, :3].T + to_mm[:3, 3])
         kept.append(np.flatnonzero(sizes[-1][1:] * voxel_ml >= matching.smallest_ml) + 1)
     both = np.zeros((len(sizes[0]), len(sizes[1])), np.int64)
     shared = (sides[0] > 0) & (sides[1] > 0)
@@ -114,8 +115,7 @@ def match_lesions(
     if matching.by == "overlap":
         likeness = np.where(iou >= matching.least_iou, iou, 0)
     else:
-        apart = (centres[0][kept[0]][:, None] - centres[1][kept[1]][None]) * spacing_mm
-        mm = np.linalg.norm(apart, axis=2)
+        mm = np.linalg.norm(centres[0][kept[0]][:, None] - centres[1][kept[1]][None], axis=2)
         # 1 at the same place, falling to just above 0 at the largest distance, which still matches
         likeness = np.where(mm <= matching.most_mm, 1 - mm / (matching.most_mm * (1 + 1e-9)), 0)
     partner = _assign(likeness)
@@ -125,7 +125,7 @@ def match_lesions(
         lesions.append(
             tuple(
                 Lesion(
-                    centre=_point(centres[side][label] + np.asarray(offset)),
+                    centre_mm=_point(centres[side][label]),
                     volume_ml=float(sizes[side][label] * voxel_ml),
                     match=of[i][1 - side] if i in of else None,
                     iou=float(iou[of[i]]) if i in of else 0.0,

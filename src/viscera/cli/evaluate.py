@@ -1,0 +1,220 @@
+"""`viscera evaluate`: how good are these predictions?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from viscera.report.evaluation import CaseResult, Evaluation, Failure
+    from viscera.report.evaluation_labels import LabelTable
+
+EXAMPLES = """
+**Examples**
+
+`viscera evaluate predictions/ references/ -o evaluation/`
+
+`viscera evaluate out/ labelsTr/ --labels dataset.json --prediction-labels viscera`
+
+`viscera evaluate out/ references/ --cases cases.csv --images scans/ --classes organs --workers 4`
+"""
+
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the report and the tables.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+Labels = Annotated[
+    Path | None,
+    typer.Option(help="What the values of the label maps mean: TOML or JSON of name = value, or a dataset.json."),
+]
+
+
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(help="Folder of predictions, or one label map or folder of masks.")],
+    references: Annotated[Path, typer.Argument(help="Folder of references with the same names, or one of them.")],
+    output: Output = Path("evaluation"),
+    classes: Annotated[
+        str | None, typer.Option("--classes", "-c", help="Score these only. Everything both sides know by default.")
+    ] = None,
+    labels: Labels = None,
+    prediction_labels: Annotated[
+        str | None,
+        typer.Option(
+            help="The same for the predictions where they differ: a file, or `viscera` for viscera's own ids."
+        ),
+    ] = None,
+    annotated: Annotated[
+        str | None,
+        typer.Option(help="Classes that the references annotate. By default those found in any reference of a set."),
+    ] = None,
+    cases: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV with the column case and any of prediction, reference, image, set, annotated, sub-groups."
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of the scans, for the pictures of the worst cases.")
+    ] = None,
+    probabilities: Annotated[
+        Path | None, typer.Option(help="Folder with CASE/CLASS.nii.gz probability maps, for the FROC curve.")
+    ] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(min=0, help="Tolerance of the surface Dice in mm, for all classes.")
+    ] = None,
+    lesions: Annotated[
+        str | None, typer.Option(help="Classes to count lesion by lesion. The taxonomy's tumours and cysts by default.")
+    ] = None,
+    match: Annotated[str, typer.Option(help="Lesions match by overlap or by distance.")] = "overlap",
+    least_iou: Annotated[float, typer.Option(help="Least IoU of a match by overlap.")] = 0.1,
+    most_mm: Annotated[float, typer.Option(help="Largest distance of centres of a match by distance.")] = 10.0,
+    smallest_ml: Annotated[float, typer.Option(help="Leave out smaller lesions on both sides.")] = 0.0,
+    name: Annotated[str | None, typer.Option(help="What to call the predictions in reports.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes. All cores by default.")] = None,
+    pictures: Annotated[int, typer.Option(min=0, help="Pictures of the worst cases.")] = 8,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Score predictions against references: tables, plots and one page to read.
+
+    Dice, surface Dice, HD95, volumes and detection per class, with intervals; a broken file is reported and the rest
+    is scored. See docs/how-to/evaluate.md.
+    """
+    from viscera.metrics.detection import Matching
+    from viscera.report.evaluation import EvaluationSettings, evaluate
+    from viscera.report.evaluation_cases import Places, find_cases, split_classes
+    from viscera.report.evaluation_report import write_evaluation
+
+    reference_table, prediction_table = label_tables(labels, prediction_labels)
+    settings = EvaluationSettings(
+        references=reference_table,
+        predictions=prediction_table,
+        classes=chosen(classes, reference_table),
+        annotated=None if annotated is None else split_classes(annotated),
+        lesions=None if lesions is None else split_classes(lesions),
+        tolerance_mm=tolerance,
+        matching=Matching(match, least_iou, most_mm, smallest_ml),  # type: ignore[arg-type]  # it refuses other words
+    )
+    found = find_cases(Places(predictions, references, images, probabilities), cases)
+    console = console_of(quiet)
+    with progress(console, len(found)) as ended:
+        result = evaluate(
+            found,
+            settings,
+            workers=min(workers or os.cpu_count() or 1, len(found)),
+            name=name or predictions.resolve().name,
+            ended=ended,
+        )
+        written = write_evaluation(result, output, settings, pictures=pictures, overwrite=overwrite)
+    report(console, result)
+    console.print(f"Read {written[-2]}; tables in {output}/: {', '.join(path.name for path in written)}")
+    if result.failures:
+        raise typer.Exit(1)
+
+
+evaluate.__doc__ = f"{evaluate.__doc__}\n{EXAMPLES}"
+
+
+def label_tables(labels: Path | None, prediction_labels: str | None) -> tuple[LabelTable, LabelTable]:
+    """The tables of references and predictions; viscera's own ids where nothing is said."""
+    from viscera.report.evaluation_labels import own_labels, read_label_table
+
+    references = own_labels() if labels is None else read_label_table(labels)
+    if prediction_labels is None:
+        return references, references
+    return references, own_labels() if prediction_labels == "viscera" else read_label_table(Path(prediction_labels))
+
+
+def chosen(names: str | None, table: LabelTable) -> tuple[str, ...] | None:
+    """The classes that `names` ask for: classes and groups of the taxonomy, or names of the table itself."""
+    from viscera.errors import ClassNameError
+    from viscera.names import resolve
+    from viscera.report.evaluation_cases import split_classes
+
+    if names is None:
+        return None
+    keys: list[str] = []
+    for key in split_classes(names):
+        if key in table.values:
+            keys.append(key)
+            continue
+        try:
+            keys += [s.key for s in resolve(key)]
+        except ClassNameError as error:
+            raise ClassNameError(f"{error} The label table names: {', '.join(table.values)}.") from error
+    return tuple(dict.fromkeys(keys))
+
+
+def console_of(quiet: bool) -> Console:
+    from rich.console import Console
+
+    return Console(quiet=quiet, highlight=False)
+
+
+@contextmanager
+def progress(console: Console, cases: int) -> Iterator[Callable[[str, CaseResult | Failure], None]]:
+    """One line of progress; yields what is to be called as each case ends. Failures are told at once."""
+    from rich.markup import escape
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from viscera.report.evaluation import Failure
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("Scoring", total=cases)
+
+        def ended(name: str, outcome: CaseResult | Failure) -> None:
+            if isinstance(outcome, Failure):
+                console.print(f"[red]{escape(name)}: {escape(outcome.error)}[/]")
+            bar.update(task, advance=1, description="Writing" if bar.tasks[0].remaining == 1 else "Scoring")
+
+        yield ended
+
+
+def report(console: Console, evaluation: Evaluation) -> None:
+    """The summary by class on the screen."""
+    from rich.markup import escape
+
+    console.print(class_table(evaluation))
+    notes = sum(bool(case.notes) for case in evaluation.cases)
+    if notes:
+        first = next(case for case in evaluation.cases if case.notes)
+        console.print(f"[yellow]{escape(first.name)}: {escape(first.notes[0])}[/]")
+        if notes > 1:
+            console.print(f"[yellow]{notes - 1} more cases have notes; the report lists them.[/]")
+    if evaluation.failures:
+        console.print(f"[red]{len(evaluation.failures)} cases could not be scored; the report says why.[/]")
+
+
+def class_table(evaluation: Evaluation) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from viscera.metrics.edge_cases import METRICS
+    from viscera.report.evaluation_tables import class_name, shown_interval, shown_summary, summary_rows
+
+    shown = ("dice", "nsd", "hd95_mm", "volume_error_ml")
+    table = Table(box=None, header_style="bold")
+    table.add_column("class")
+    for head in ("n", "Dice", "95 % interval", "NSD", "HD95 (mm)", "volume error (ml)"):
+        table.add_column(head, justify="right")
+    summaries = {(row.key, row.metric): row.summary for row in summary_rows(evaluation, shown) if not row.grouping}
+    for key in evaluation.classes:
+        dice, *others = (summaries[key, metric] for metric in shown)
+        table.add_row(
+            escape(class_name(key)),
+            str(dice.n),
+            shown_summary(dice, METRICS["dice"]),
+            shown_interval(dice, METRICS["dice"]),
+            *(shown_summary(s, METRICS[metric]) for s, metric in zip(others, shown[1:], strict=True)),
+        )
+    return table

@@ -1,0 +1,331 @@
+"""Score a whole set of predictions: case by case in worker processes, one faulty file never stops the rest.
+
+cases = find_cases(Places(predictions, references))          # evaluation_cases.py
+evaluation = evaluate(cases, EvaluationSettings(), workers=4)
+write_evaluation(evaluation, "out/")                         # evaluation_tables.py, page.py
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from viscera import __version__
+from viscera.errors import ImageError, InputError, SettingError, VisceraError
+from viscera.io.labels import read_numbers
+from viscera.metrics.detection import LesionMatch, Matching, match_at_thresholds, match_lesions
+from viscera.metrics.score import ClassMasks, Score, box_around, score_classes
+from viscera.metrics.tolerances import tolerances_mm
+from viscera.report.evaluation_cases import Case
+from viscera.report.evaluation_grid import Grid, lookup
+from viscera.report.evaluation_labels import (
+    LabelTable,
+    canonical,
+    grid_of,
+    image_name,
+    mask_files,
+    own_labels,
+    parts_of,
+    read_side,
+)
+from viscera.shapes import Box, SpacingMm
+from viscera.taxonomy import taxonomy
+
+THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # of the FROC curve
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """How to score, apart from the cases.
+
+    references, predictions  what the values of each side's label maps mean
+    classes       score these only (keys); None: every class that both sides know
+    annotated     classes that the references annotate; None: in each data set, those of which any of its references
+                  holds a voxel. A row of the table of cases may say it for itself.
+    lesions       classes that are counted lesion by lesion too; None: the taxonomy's tumours and cysts
+    tolerance_mm  of the surface Dice: one for all classes, or by class; classes left out are as in tolerances.toml
+    matching      when a predicted lesion answers a reference lesion
+    """
+
+    references: LabelTable = field(default_factory=own_labels)
+    predictions: LabelTable = field(default_factory=own_labels)
+    classes: tuple[str, ...] | None = None
+    annotated: tuple[str, ...] | None = None
+    lesions: tuple[str, ...] | None = None
+    tolerance_mm: float | Mapping[str, float] | None = None
+    matching: Matching = field(default_factory=Matching)
+
+    def tolerances(self, keys: Iterable[str]) -> dict[str, float]:
+        """The tolerance in mm of each of `keys`."""
+        if isinstance(self.tolerance_mm, float | int):
+            return dict.fromkeys(keys, float(self.tolerance_mm))
+        own = self.tolerance_mm or {}
+        return {key: own.get(key, mm) for key, mm in tolerances_mm(keys).items()}
+
+    def is_lesion(self, key: str) -> bool:
+        """Whether this class is counted lesion by lesion."""
+        if self.lesions is not None:
+            return key in self.lesions
+        return key in taxonomy() and taxonomy()[key].is_lesion
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """The scores of one case; classes that were not annotated are not in it."""
+
+    name: str
+    prediction: str  # the file or folder that was scored
+    reference: str
+    scores: Mapping[str, Score]
+    lesions: Mapping[str, LesionMatch] = field(default_factory=dict)
+    froc: Mapping[str, tuple[LesionMatch, ...]] = field(default_factory=dict)  # one per entry of THRESHOLDS
+    data_set: str = ""
+    groups: Mapping[str, str] = field(default_factory=dict)
+    image: str | None = None
+    prediction_sha256: str | None = None
+    reference_sha256: str | None = None
+    notes: tuple[str, ...] = ()  # what a reader must know, in sentences
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A case that could not be scored, and why."""
+
+    name: str
+    prediction: str
+    reference: str
+    error: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All cases of one run, in the order they were given."""
+
+    cases: tuple[CaseResult, ...]
+    failures: tuple[Failure, ...]
+    name: str = "model"  # what the predictions are called in reports
+    record: Mapping[str, Any] = field(default_factory=dict)  # how this came about: settings, versions, time
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Every scored class: the taxonomy's in id order, then others by name."""
+        found = {key for case in self.cases for key in case.scores}
+        own = {s.key: s.id for s in taxonomy()}
+        return tuple(sorted(found, key=lambda key: (own.get(key, len(own) + 1), key)))
+
+    @property
+    def lesion_classes(self) -> tuple[str, ...]:
+        """Those of `classes` that were counted lesion by lesion."""
+        return tuple(key for key in self.classes if any(key in case.lesions for case in self.cases))
+
+    def values(self, key: str, metric: str) -> list[float]:
+        """One metric of one class in each case; NaN where the class is not scored."""
+        return [getattr(case.scores[key], metric) if key in case.scores else float("nan") for case in self.cases]
+
+
+def evaluate(
+    cases: Sequence[Case],
+    settings: EvaluationSettings | None = None,
+    *,
+    workers: int = 1,
+    name: str = "model",
+    ended: Callable[[str, CaseResult | Failure], None] | None = None,
+) -> Evaluation:
+    """Score every case; faulty ones end up among the failures with their reason.
+
+    workers  processes; 1 scores in this one
+    ended    called with the name and the outcome of each case, in the order in which they end
+
+    Raises InputError if no case at all could be scored, and SettingError for classes nobody has.
+    """
+    settings = settings or EvaluationSettings()
+    if settings.classes is not None:
+        _require_known(settings)
+    outcomes: dict[str, CaseResult | Failure] = {}
+    for case, outcome in _outcomes(cases, settings, workers):
+        outcomes[case.name] = outcome
+        if ended is not None:
+            ended(case.name, outcome)
+    results = [o for case in cases if isinstance(o := outcomes[case.name], CaseResult)]
+    failures = [o for case in cases if isinstance(o := outcomes[case.name], Failure)]
+    if not results:
+        raise InputError(
+            f"None of {len(cases)} cases could be scored. The first: {failures[0].name}: {failures[0].error}"
+        )
+    by_table = {case.name for case in cases if case.annotated is not None}
+    record = {
+        "viscera": __version__,
+        "python": platform.python_version(),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "settings": asdict(settings),
+    }
+    return Evaluation(tuple(_annotated_only(results, settings, by_table)), tuple(failures), name, record)
+
+
+def _require_known(settings: EvaluationSettings) -> None:
+    for key in settings.classes or ():
+        for side, table in (("references", settings.references), ("predictions", settings.predictions)):
+            if not parts_of(key, table.values) and key not in taxonomy() and key not in taxonomy().groups:
+                raise SettingError(
+                    f"The class {key!r} is not among the labels of the {side} ({', '.join(table.values)}). "
+                    "Check --classes and --labels."
+                )
+
+
+def _outcomes(
+    cases: Sequence[Case], settings: EvaluationSettings, workers: int
+) -> Iterator[tuple[Case, CaseResult | Failure]]:
+    """Each case with its outcome, as they end. A worker process that dies takes down nothing but its own case."""
+    if workers <= 1:
+        for case in cases:
+            yield case, _attempt(case, settings)
+        return
+    waiting = list(cases)
+    shared = workers
+    while waiting:
+        # After a death nobody knows whose fault it was: the rest goes on one by one, each death naming its case.
+        batch = waiting if shared > 1 else waiting[:1]
+        done = set()
+        with ProcessPoolExecutor(min(shared, len(batch)), mp_context=get_context("spawn")) as pool:
+            running: dict[Future[CaseResult | Failure], Case] = {
+                pool.submit(_attempt, case, settings): case for case in batch
+            }
+            for future in as_completed(running):
+                case = running[future]
+                try:
+                    outcome = future.result()
+                except BrokenProcessPool:
+                    if shared > 1:
+                        continue
+                    outcome = _failure(case, "the worker process died, perhaps for want of memory; try fewer --workers")
+                done.add(case.name)
+                yield case, outcome
+        waiting = [case for case in waiting if case.name not in done]
+        shared = 1
+
+
+def _attempt(case: Case, settings: EvaluationSettings) -> CaseResult | Failure:
+    """Score one case; whatever goes wrong becomes its failure."""
+    try:
+        return score_case(case, settings)
+    except VisceraError as error:
+        return _failure(case, str(error))
+    except Exception as error:
+        # A bug in one of a thousand cases must not cost the other 999; it is reported with its type.
+        return _failure(case, f"{type(error).__name__}: {error}")
+
+
+def _failure(case: Case, error: str) -> Failure:
+    return Failure(case.name, str(case.prediction or ""), str(case.reference), error)
+
+
+def score_case(case: Case, settings: EvaluationSettings) -> CaseResult:
+    """Score one case on its reference's grid. Raises VisceraError where it cannot be scored."""
+    started = time.perf_counter()
+    if case.prediction is None:
+        raise InputError("There is no prediction of this case.")
+    reference = read_side(case.reference, settings.references)
+    prediction = read_side(case.prediction, settings.predictions)
+    way = lookup(prediction.grid, reference.grid, case.name)
+    known = [key for key in reference.keys if parts_of(key, prediction.keys)]
+    merged = [
+        group
+        for group, members in taxonomy().groups.items()
+        if group in prediction.keys and group not in known and set(members) <= set(reference.keys)
+    ]
+    keys = [key for key in (*known, *merged) if _is_wanted(key, case, settings)]
+    if not keys:
+        raise InputError(
+            f"Prediction and reference have no class in common: {_few(prediction.keys)} and {_few(reference.keys)}. "
+            "Say what the values mean with --labels."
+        )
+    straight = lookup(reference.grid, reference.grid, case.name)
+    masks = reference.masks(keys, straight), prediction.masks(keys, way)
+    x, y, z = (float(s) for s in reference.grid.spacing_mm)
+    spacing_mm = (x, y, z)
+    lesion_keys = [key for key in keys if settings.is_lesion(key)]
+    matches = {}
+    for key in lesion_keys:
+        box = box_around([side.box(key) for side in masks])
+        truth, found = (side.crop(key, box) for side in masks)
+        affine = reference.grid.cropped(box).affine
+        matches[key] = match_lesions(truth, found, spacing_mm, settings.matching, affine)
+    froc = {}
+    if case.probabilities is not None:
+        froc = _froc(case.probabilities, masks[0], reference.grid, lesion_keys, spacing_mm, settings.matching)
+    return CaseResult(
+        name=case.name,
+        prediction=str(case.prediction),
+        reference=str(case.reference),
+        scores=score_classes(*masks, spacing_mm, settings.tolerances(keys)),
+        lesions=matches,
+        froc=froc,
+        data_set=case.data_set,
+        groups=case.groups,
+        image=str(case.image) if case.image else None,
+        prediction_sha256=prediction.sha256,
+        reference_sha256=reference.sha256,
+        notes=(way.note,) if way.note else (),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _is_wanted(key: str, case: Case, settings: EvaluationSettings) -> bool:
+    annotated = case.annotated if case.annotated is not None else settings.annotated
+    return (settings.classes is None or key in settings.classes) and (annotated is None or key in annotated)
+
+
+def _few(keys: Sequence[str]) -> str:
+    return ", ".join(keys[:5]) + (" ..." if len(keys) > 5 else "")
+
+
+def _froc(
+    folder: Path, reference: ClassMasks, grid: Grid, keys: Sequence[str], spacing_mm: SpacingMm, matching: Matching
+) -> dict[str, tuple[LesionMatch, ...]]:
+    """The lesions of each class at every threshold, from the probability maps that `folder` holds (CLASS.nii.gz)."""
+    files = {canonical(image_name(file)): file for file in mask_files(folder)}
+    found = {}
+    for key in keys:
+        if key not in files:
+            continue
+        volume = read_numbers(files[key])
+        probability = volume.array / np.float32(255 if volume.array.max() > 1 else 1)
+        if probability.min() < 0 or probability.max() > 1:
+            raise ImageError(f"{files[key]} holds values beyond 0-1 (or 0-255), so it is no probability map.")
+        probability = lookup(grid_of(volume), grid, str(files[key]))(probability)
+        box = box_around([reference.box(key), Box.around(probability >= THRESHOLDS[0])])
+        found[key] = match_at_thresholds(
+            reference.crop(key, box), probability[box.slices], spacing_mm, THRESHOLDS, matching
+        )
+    return found
+
+
+def _annotated_only(
+    results: Sequence[CaseResult], settings: EvaluationSettings, by_table: set[str]
+) -> Iterator[CaseResult]:
+    """Leave out the classes that no reference of the case's data set holds, unless somebody said what is annotated."""
+    if settings.annotated is not None:
+        yield from results
+        return
+    held: dict[str, set[str]] = {}
+    for result in results:
+        held.setdefault(result.data_set, set()).update(k for k, s in result.scores.items() if s.reference_ml > 0)
+    for result in results:
+        keys = result.scores.keys() if result.name in by_table else held[result.data_set]
+        yield replace(
+            result,
+            scores={key: score for key, score in result.scores.items() if key in keys},
+            lesions={key: match for key, match in result.lesions.items() if key in keys},
+            froc={key: match for key, match in result.froc.items() if key in keys},
+        )
