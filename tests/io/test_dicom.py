@@ -325,6 +325,15 @@ def test_planes_of_another_shape_under_the_same_uid_are_a_series_of_their_own(tm
     assert_is_the_body(read_volume(tmp_path, series="1"))
 
 
+def test_planes_of_another_direction_under_the_same_uid_are_a_series_of_their_own(tmp_path):
+    def scout(dataset, z):
+        dataset.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
+
+    dicom_series(tmp_path / "a")
+    dicom_series(tmp_path / "b", edit=scout, skip=tuple(range(1, 12)))
+    assert [one.slices for one in list_series(tmp_path)] == [12, 1]
+
+
 def set_modality(modality):
     return lambda dataset, z: setattr(dataset, "Modality", modality)
 
@@ -368,6 +377,12 @@ def test_missing_slices_are_interpolated_by_force_and_the_grid_stays_true(tmp_pa
     np.testing.assert_array_equal(volume.array[:, :, 7], np.rint(wide[:, :, 6] * 2 / 3 + wide[:, :, 9] / 3))
     assert volume.array.dtype == np.int16
     assert "3 of 12 slices were interpolated because of --force" in volume.provenance.notes[0]
+
+
+def test_slices_that_are_there_stay_as_they_are_beside_interpolated_ones(tmp_path):
+    shifts = {4: 0.04, 5: -0.04, 9: 0.3}
+    volume = read_volume(dicom_series(tmp_path / "ct", skip=(3,), edit=move(shifts)), force=True)
+    np.testing.assert_array_equal(np.delete(volume.array, 3, axis=2), np.delete(ARRAY, 3, axis=2))
 
 
 def move(shift_mm):
@@ -526,6 +541,7 @@ def test_a_zip_with_clutter(tmp_path):
     path = zipped(tmp_path / "ct.bin", dicom_series(tmp_path / "ct"), "study/series/")
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("__MACOSX/study/series/._IM0000_.4", bytes(128) + b"DICM" + b"resource fork")
+        archive.writestr("__MACOSX/IM0000", bytes(128) + b"DICM" + b"resource fork")
         archive.writestr("study/series/.DS_Store", b"x")
         archive.writestr("study/empty/", b"")
         archive.writestr("README.txt", b"x")

@@ -36,6 +36,7 @@ def test_a_nifti_header_keeps_its_geometry_to_the_bit(tmp_path, ending, kind, co
     image.header.set_sform(GRIDS[name], code=codes[0])
     image.header.set_qform(grid(), code=codes[1])
     image.header.set_xyzt_units("mm", "sec")
+    image.header["pixdim"][4:] = 0, 2.5, 0, 0
     (tmp_path / "ct.nii").write_bytes(kind(body(), None, image.header).to_bytes())
     source = nib.load(tmp_path / "ct.nii")
 

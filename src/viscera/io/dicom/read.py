@@ -50,7 +50,8 @@ def read_dicom(path: Path, *, series: str | None = None, force: bool = False) ->
         found, left_out = find_series(objects)
         if not found:
             raise ImageError(
-                f"{path} holds no images of a DICOM scan{_counted(left_out)}. Files of other formats are given one by one."
+                f"{path} holds no images of a DICOM scan{_counted(left_out)}. Files of other formats are given one by "
+                "one."
             )
         chosen, notes = choose(found, series, str(path))
         if left_out:
