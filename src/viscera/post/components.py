@@ -1,0 +1,68 @@
+"""Connected components of boolean masks [X, Y, Z]: voxels that share a face, an edge or a corner belong together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cc3d
+import numpy as np
+import numpy.typing as npt
+
+from viscera.masks import BoolArray
+from viscera.shapes import Box
+
+CONNECTIVITY = 26  # faces, edges and corners
+
+
+@dataclass(frozen=True, eq=False)
+class Components:
+    """The components of a mask.
+
+    labels   [X, Y, Z], 0 outside, 1..count inside, numbered in scan order
+    voxels   int64 [count]
+    centres  float64 [count, 3]: mean voxel index of each
+    boxes    the box around each
+    """
+
+    labels: npt.NDArray[np.unsignedinteger]
+    voxels: npt.NDArray[np.int64]
+    centres: npt.NDArray[np.float64]
+    boxes: tuple[Box, ...]
+
+    def __len__(self) -> int:
+        return len(self.voxels)
+
+    def by_size(self) -> list[int]:
+        """Component numbers from the largest to the smallest; of equals the first in scan order."""
+        return [int(i) + 1 for i in np.argsort(-self.voxels, kind="stable")]
+
+
+def components(mask: BoolArray) -> Components:
+    """All components of `mask`, labelled in one pass. An empty mask has none."""
+    labels, count = cc3d.connected_components(mask, connectivity=CONNECTIVITY, return_N=True)
+    if count == 0:
+        return Components(labels, np.zeros(0, np.int64), np.zeros((0, 3)), ())
+    found = cc3d.statistics(labels)
+    boxes = tuple(
+        Box((x.start, y.start, z.start), (x.stop, y.stop, z.stop)) for x, y, z in found["bounding_boxes"][1:]
+    )
+    return Components(labels, found["voxel_counts"][1:].astype(np.int64), found["centroids"][1:], boxes)
+
+
+def largest_component(mask: BoolArray) -> BoolArray:
+    """Only the component with the most voxels; an empty mask stays empty."""
+    box = Box.around(mask)
+    out = np.zeros(mask.shape, bool)
+    if box.is_empty:
+        return out
+    found = components(mask[box.slices])
+    out[box.slices] = found.labels == found.by_size()[0]
+    return out
+
+
+def without_small(mask: BoolArray, least_voxels: float) -> BoolArray:
+    """`mask` without the components that have fewer than `least_voxels` voxels."""
+    found = components(mask)
+    keep = np.concatenate([[False], found.voxels >= least_voxels])
+    kept: BoolArray = keep[found.labels]
+    return kept

@@ -1,0 +1,158 @@
+"""The rules of `knowledge/post.toml`, one small function each.
+
+A rule takes the masks of a scan and the classes it is asked for, and returns the classes that it changes, computed on
+the boxes around them. Axes are RAS: the first index grows to the patient's right, the third to the head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from scipy import ndimage
+
+from viscera.masks import BoolArray, MaskSet, SoftMask
+from viscera.post.components import Components, components, largest_component as largest_of, without_small
+from viscera.shapes import Box, Triple, triple
+from viscera.taxonomy import taxonomy
+
+Changes = dict[str, SoftMask]
+Rule = Callable[..., Changes]
+
+
+def _present(masks: MaskSet, classes: Sequence[str]) -> list[str]:
+    """Those of `classes` that were computed and are not empty."""
+    return [key for key in classes if key in masks and masks[key].mask.any()]
+
+
+def largest_component(masks: MaskSet, classes: Sequence[str]) -> Changes:
+    """Of each class only the largest component stays."""
+    return {key: masks[key].with_mask(largest_of(masks[key].mask)) for key in _present(masks, classes)}
+
+
+def minimum_volume(masks: MaskSet, classes: Sequence[str], volume_mm3: float) -> Changes:
+    """Components smaller than `volume_mm3` go."""
+    least = volume_mm3 / masks.voxel_volume_mm3
+    return {key: masks[key].with_mask(without_small(masks[key].mask, least)) for key in _present(masks, classes)}
+
+
+def cut_below(masks: MaskSet, classes: Sequence[str], floor: str) -> Changes:
+    """Voxels below the lowest slice of the class `floor` go; nothing happens where `floor` was not found."""
+    if not _present(masks, [floor]):
+        return {}
+    soft = masks[floor]
+    lowest = soft.box.start[2] + Box.around(soft.mask).start[2]
+    changes = {}
+    for key in _present(masks, classes):
+        mask = masks[key].mask
+        mask[:, :, : max(0, lowest - masks[key].box.start[2])] = False
+        changes[key] = masks[key].with_mask(mask)
+    return changes
+
+
+def inside_organ(masks: MaskSet, classes: Sequence[str], grow_mm: float) -> Changes:
+    """A lesion keeps only its voxels within its organs, closed and then dilated by a cube of `grow_mm` to each side.
+
+    The organs are the `inside` of the taxonomy, taken together. Where none of them was computed the lesion stays as it
+    is; where they were computed and not found, the lesion goes: there is nothing it could be a lesion of.
+    """
+    radius = triple(round(grow_mm / s) for s in masks.spacing_mm)
+    changes = {}
+    for key in _present(masks, classes):
+        hosts = [host for host in taxonomy()[key].inside if host in masks]
+        if not hosts:
+            continue
+        soft = masks[key]
+        lesion = soft.mask
+        tight = Box.around(lesion)
+        # Closing and dilating look three radii far; a crop that much larger gives what the whole grid would.
+        region = tight.shifted(soft.box.start).grown(triple(3 * r for r in radius), within=masks.shape)
+        organ = np.logical_or.reduce([masks.crop(host, region) for host in hosts])
+        near = closed_and_dilated(organ, radius)
+        offset = triple(a - b for a, b in zip(soft.box.start, region.start, strict=True))
+        kept = np.zeros_like(lesion)
+        kept[tight.slices] = lesion[tight.slices] & near[tight.shifted(offset).slices]
+        changes[key] = soft.with_mask(kept)
+    return changes
+
+
+def closed_and_dilated(mask: BoolArray, radius: Triple) -> BoolArray:
+    """Closing, then dilation, of `mask` by a box of ``2 * radius + 1`` voxels; nothing lies beyond the array."""
+    size = triple(2 * r + 1 for r in radius)
+    # Boxes are separable, so these filters cost a pass per axis whatever the radius.
+    grown = ndimage.maximum_filter(mask.view(np.uint8), size, mode="constant", cval=0)
+    closed = ndimage.minimum_filter(grown, size, mode="constant", cval=0)
+    out: BoolArray = ndimage.maximum_filter(closed, size, mode="constant", cval=0).view(bool)
+    return out
+
+
+def split_lungs(masks: MaskSet, classes: Sequence[str], second_lung_part: float, apart_mm: float) -> Changes:
+    """Both lungs by their position: `classes` are the right one and the left one.
+
+    The two are taken together. Of the two largest components the one further to the right becomes the right lung,
+    if the smaller has at least `second_lung_part` of the larger's volume and their centres lie `apart_mm` apart from
+    side to side. A single component that the network gave to both sides is cut at the sagittal slice where it is
+    narrowest. A component of one side alone (the other lung is missing or outside the scan) goes whole to the side
+    that most of its voxels were given to. Smaller components go. Nothing happens unless both classes were computed.
+    """
+    right, left = classes
+    if right not in masks or left not in masks or not _present(masks, classes):
+        return {}
+    box = masks[left].box if masks[right].box.is_empty else masks[right].box
+    box = box if masks[left].box.is_empty else box.union(masks[left].box)
+    was_right, was_left = masks.crop(right, box), masks.crop(left, box)
+    found = components(was_right | was_left)
+    side = _lung_sides(found, was_right, was_left, masks.spacing_mm[0], second_lung_part, apart_mm)
+    # A voxel that changes sides brings its level along, so that the lung's surface stays where it was.
+    level = np.maximum(masks[right].embedded_in(box).level, masks[left].embedded_in(box).level)
+    changes = {}
+    for key, mask in ((right, side == 1), (left, side == 2)):
+        own = masks[key].embedded_in(box)
+        moved = SoftMask(box, np.where(side > 0, level, own.level), own.mean_probability)
+        changes[key] = moved.with_mask(mask)
+    return changes
+
+
+def _lung_sides(
+    found: Components,
+    was_right: BoolArray,
+    was_left: BoolArray,
+    spacing_x_mm: float,
+    second_lung_part: float,
+    apart_mm: float,
+) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """For every voxel 0 (no lung), 1 (right) or 2 (left)."""
+    side = np.zeros(found.labels.shape, np.uint8)
+    first, *others = found.by_size()
+    if others and found.voxels[others[0] - 1] >= second_lung_part * found.voxels[first - 1]:
+        second = others[0]
+        x_first, x_second = found.centres[first - 1][0], found.centres[second - 1][0]
+        if abs(x_first - x_second) * spacing_x_mm >= apart_mm:
+            right, left = (first, second) if x_first > x_second else (second, first)
+            side[found.labels == right] = 1
+            side[found.labels == left] = 2
+            return side
+        chosen = [first, second]
+    else:
+        chosen = [first]
+    for number in chosen:
+        one = found.labels == number
+        rights, lefts = int((one & was_right).sum()), int((one & was_left).sum())
+        if min(rights, lefts) >= second_lung_part * max(rights, lefts):
+            x = np.arange(one.shape[0])[:, None, None]
+            middle_right = float((x * (one & was_right)).sum() / rights)
+            middle_left = float((x * (one & was_left)).sum() / lefts)
+            if (middle_right - middle_left) * spacing_x_mm >= apart_mm:
+                area = one.sum(axis=(1, 2))
+                low, high = round(middle_left), round(middle_right)
+                cut = low + int(np.argmin(area[low : high + 1]))
+                side[one & (x > cut)] = 1
+                side[one & (x <= cut)] = 2
+                continue
+        side[one] = 1 if rights >= lefts else 2
+    return side
+
+
+RULES: dict[str, Rule] = {
+    rule.__name__: rule for rule in (split_lungs, largest_component, cut_below, inside_organ, minimum_volume)
+}

@@ -1,0 +1,187 @@
+"""Each rule on masks small enough to draw by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from viscera.errors import KnowledgeError
+from viscera.masks import MaskSet, SoftMask
+from viscera.post import rules
+from viscera.post.components import components, largest_component, without_small
+from viscera.post.pipeline import apply_rules, needed_classes, rule_entries
+
+SHAPE = (40, 20, 16)
+MM = (3.0, 3.0, 3.0)
+LUNGS = ("right_lung", "left_lung")
+LUNG_RULE = {"second_lung_part": 0.1, "apart_mm": 40.0}
+
+
+def block(*ranges):
+    """A block given as (start, stop) for each axis."""
+    mask = np.zeros(SHAPE, bool)
+    mask[tuple(slice(a, b) for a, b in ranges)] = True
+    return mask
+
+
+RIGHT = block((26, 36), (4, 14), (2, 14))  # x grows to the patient's right
+LEFT = block((4, 12), (4, 14), (2, 14))
+
+
+def mask_set(**masks):
+    return MaskSet(SHAPE, MM, {key: SoftMask.of(mask) for key, mask in masks.items()})
+
+
+def after(masks, changes):
+    done = masks.changed(changes)
+    return {key: done.whole(key) for key in done}
+
+
+def test_corners_connect_and_of_equals_the_first_is_largest():
+    mask = np.zeros((4, 4, 4), bool)
+    mask[0, 0, 0] = mask[1, 1, 1] = True  # one component, by a corner
+    mask[3, 3, 2:4] = True
+    assert len(components(mask)) == 2
+    assert largest_component(mask).sum() == 2
+    assert largest_component(mask)[0, 0, 0]
+    assert not largest_component(np.zeros((3, 3, 3), bool)).any()
+    assert without_small(mask, 2).sum() == 4
+    assert without_small(mask, 3).sum() == 0
+
+
+def test_lungs_given_to_the_wrong_sides_are_put_right():
+    masks = mask_set(right_lung=LEFT, left_lung=RIGHT)
+    out = after(masks, rules.split_lungs(masks, LUNGS, **LUNG_RULE))
+    assert np.array_equal(out["right_lung"], RIGHT)
+    assert np.array_equal(out["left_lung"], LEFT)
+
+
+def test_a_merged_lung_is_cut_at_its_narrowest_place():
+    bridge = block((12, 26), (8, 10), (6, 8))
+    neck = bridge.copy()
+    neck[18] = False
+    neck[18, 8, 6] = True  # the narrowest sagittal slice
+    union = RIGHT | LEFT | neck
+    masks = mask_set(right_lung=union & (np.arange(40) > 14)[:, None, None], left_lung=union & (np.arange(40) <= 14)[:, None, None])
+    out = after(masks, rules.split_lungs(masks, LUNGS, **LUNG_RULE))
+    assert np.array_equal(out["right_lung"], union & (np.arange(40) > 18)[:, None, None])
+    assert np.array_equal(out["left_lung"] | out["right_lung"], union)
+
+
+def test_a_single_lung_stays_on_the_side_most_of_it_was_given_to():
+    """The left lung alone, a few voxels called right: no right lung appears."""
+    speck = block((10, 12), (4, 5), (2, 3))
+    masks = mask_set(right_lung=speck, left_lung=LEFT & ~speck)
+    out = after(masks, rules.split_lungs(masks, LUNGS, **LUNG_RULE))
+    assert not out["right_lung"].any()
+    assert np.array_equal(out["left_lung"], LEFT)
+
+
+def test_a_third_component_is_no_lung():
+    gas = block((18, 21), (4, 7), (2, 5))
+    masks = mask_set(right_lung=RIGHT | gas, left_lung=LEFT)
+    out = after(masks, rules.split_lungs(masks, LUNGS, **LUNG_RULE))
+    assert np.array_equal(out["right_lung"], RIGHT)
+    assert np.array_equal(out["left_lung"], LEFT)
+
+
+def test_two_parts_of_one_side_stay_on_it():
+    lower = block((26, 36), (4, 14), (2, 7))
+    upper = block((26, 36), (4, 14), (9, 14))
+    masks = mask_set(right_lung=lower | upper, left_lung=np.zeros(SHAPE, bool))
+    out = after(masks, rules.split_lungs(masks, LUNGS, **LUNG_RULE))
+    assert np.array_equal(out["right_lung"], lower | upper)
+    assert not out["left_lung"].any()
+
+
+def test_nothing_is_found_in_nothing():
+    empty = np.zeros(SHAPE, bool)
+    masks = mask_set(right_lung=empty, left_lung=empty, liver=empty, liver_tumor=empty)
+    done, notes = apply_rules(masks)
+    assert not any(done.whole(key).any() for key in done)
+    assert notes == ()
+
+
+def test_the_vein_is_cut_below_the_pancreas():
+    vein = block((10, 12), (5, 7), (1, 12))
+    masks = mask_set(portal_splenic_vein=vein, pancreas=block((8, 20), (5, 9), (5, 8)))
+    out = after(masks, rules.cut_below(masks, ["portal_splenic_vein"], floor="pancreas"))
+    assert np.array_equal(out["portal_splenic_vein"], block((10, 12), (5, 7), (5, 12)))
+
+
+def test_without_a_pancreas_the_vein_stays():
+    masks = mask_set(portal_splenic_vein=block((10, 12), (5, 7), (1, 12)))
+    assert rules.cut_below(masks, ["portal_splenic_vein"], floor="pancreas") == {}
+
+
+def test_a_tumour_is_kept_within_the_grown_organ():
+    """At 3 mm a growth of 3 mm is one voxel: of a tumour that leaves the liver, one voxel beyond it stays."""
+    masks = mask_set(liver=RIGHT, liver_tumor=block((22, 28), (6, 8), (6, 8)))
+    out = after(masks, rules.inside_organ(masks, ["liver_tumor"], grow_mm=3.0))
+    assert np.array_equal(out["liver_tumor"], block((25, 28), (6, 8), (6, 8)))
+
+
+def test_a_tumour_of_an_organ_that_is_not_there_goes_and_of_one_not_computed_stays():
+    tumour = block((22, 28), (6, 8), (6, 8))
+    gone = mask_set(liver=np.zeros(SHAPE, bool), liver_tumor=tumour)
+    assert not after(gone, rules.inside_organ(gone, ["liver_tumor"], grow_mm=3.0))["liver_tumor"].any()
+    alone = mask_set(liver_tumor=tumour)
+    assert rules.inside_organ(alone, ["liver_tumor"], grow_mm=3.0) == {}
+
+
+@pytest.mark.parametrize("spacing", [(1.5, 1.5, 1.5), (0.8, 1.0, 2.5)])
+def test_the_crop_gives_what_the_whole_grid_would(spacing):
+    rng = np.random.default_rng(0)
+    organ = ndimage.gaussian_filter(rng.random(SHAPE), 1.5) > 0.51
+    tumour = ndimage.gaussian_filter(rng.random(SHAPE), 1.0) > 0.56
+    masks = MaskSet(SHAPE, spacing, {"liver": SoftMask.of(organ), "liver_tumor": SoftMask.of(tumour)})
+    out = after(masks, rules.inside_organ(masks, ["liver_tumor"], grow_mm=3.0))["liver_tumor"]
+    cube = np.ones([2 * round(3.0 / s) + 1 for s in spacing], bool)
+    near = ndimage.binary_dilation(ndimage.binary_closing(organ, cube), cube)
+    assert np.array_equal(out, tumour & near)
+    assert 0 < out.sum() < tumour.sum()
+
+
+def test_small_things_go_by_volume_not_by_voxels():
+    tumour = block((5, 7), (5, 6), (5, 6)) | block((20, 21), (5, 6), (5, 6))  # 2 voxels and 1
+    for spacing, left in (((3.0, 3.0, 3.0), 2), ((4.0, 4.0, 4.0), 3), ((1.0, 1.0, 1.0), 0)):
+        masks = MaskSet(SHAPE, spacing, {"liver_tumor": SoftMask.of(tumour)})
+        out = after(masks, rules.minimum_volume(masks, ["liver_tumor"], volume_mm3=30.0))
+        assert out["liver_tumor"].sum() == left
+
+
+def test_the_notes_say_what_changed():
+    island = block((2, 4), (1, 3), (1, 3))
+    done, notes = apply_rules(mask_set(liver=RIGHT | island))
+    assert np.array_equal(done.whole("liver"), RIGHT)
+    (note,) = notes
+    assert (note.rule, note.key, note.added_ml) == ("largest_component", "liver", 0)
+    assert note.removed_ml == pytest.approx(island.sum() * 27 / 1000)
+
+
+def test_a_tumour_needs_its_organ_and_the_vein_the_pancreas():
+    assert needed_classes(["kidney_tumor"]) == ["right_kidney", "left_kidney", "kidney_tumor"]
+    assert needed_classes(["portal_splenic_vein"]) == ["portal_splenic_vein", "pancreas"]
+    assert needed_classes(["left_lung"]) == ["right_lung", "left_lung"]
+    assert needed_classes(["aorta"]) == ["aorta"]
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        ({"name": "nonsense", "classes": [], "reason": "x"}, "no rule 'nonsense'"),
+        ({"name": "largest_component", "classes": ["liver"], "reason": " "}, "no reason"),
+        ({"name": "minimum_volume", "classes": ["liver"], "reason": "x", "volume_ml": 1}, "volume_mm3"),
+        ({"name": "largest_component", "classes": ["lver"], "reason": "x"}, "lver"),
+    ],
+)
+def test_a_table_that_does_not_fit_its_functions_is_refused(monkeypatch, row, complaint):
+    monkeypatch.setattr("viscera.post.pipeline.read_table", lambda name: {"rule": [row]})
+    with pytest.raises(KnowledgeError, match=complaint):
+        rule_entries.__wrapped__()
+
+
+def test_the_shipped_table_is_read():
+    assert [entry.name for entry in rule_entries()][0] == "split_lungs"
+    assert all(len(entry.reason) > 20 for entry in rule_entries())
