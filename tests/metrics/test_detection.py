@@ -103,6 +103,7 @@ def test_empty_masks(by: str) -> None:
     nothing, something = scene(), scene((3, 5))
     matching = Matching(by=by)  # type: ignore[arg-type]
     assert match_lesions(nothing, nothing, MM, matching) == LesionMatch((), ())
+    assert match_lesions(nothing[:0], nothing[:0], MM, matching) == LesionMatch((), ())
     assert match_lesions(nothing, something, MM, matching).false == 1
     assert match_lesions(something, nothing, MM, matching).found == 0
 

@@ -97,6 +97,8 @@ def match_lesions(
 
     if reference.shape != prediction.shape:
         raise ValueError(f"masks of different shapes: reference {reference.shape}, prediction {prediction.shape}")
+    if reference.size == 0:
+        return LesionMatch((), ())
     matching = matching or Matching()
     voxel_ml = float(np.prod(spacing_mm)) / 1000
     to_mm = np.diag([*spacing_mm, 1.0]) if affine is None else affine

@@ -105,8 +105,8 @@ def score_masks(
     if reference.shape != prediction.shape:
         raise ValueError(f"masks of different shapes: reference {reference.shape}, prediction {prediction.shape}")
     reference, prediction = reference.astype(bool, copy=False), prediction.astype(bool, copy=False)
-    n_reference, n_prediction = np.count_nonzero(reference), np.count_nonzero(prediction)
-    n_both = np.count_nonzero(reference & prediction)
+    n_reference, n_prediction = int(np.count_nonzero(reference)), int(np.count_nonzero(prediction))
+    n_both = int(np.count_nonzero(reference & prediction))
     n_outside = (reference.size if voxels is None else voxels) - n_reference
     n_false = n_prediction - n_both
     voxel_ml = float(np.prod(spacing_mm)) / 1000

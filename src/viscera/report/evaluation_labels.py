@@ -196,9 +196,10 @@ def unpainted(array: Labels, values: Mapping[str, tuple[int, ...]]) -> tuple[Lab
     own = LabelMap(array, values)
     spare = max(int(array.max()), *(v for vs in values.values() for v in vs)) + 1
     for hosts, inner in on_sides.items():
-        outer = box_around([own.box(key) for key in inner]).grown(1, within=own.shape)
+        outer = box_around([own.box(key) for key in inner])
         if outer.is_empty:
             continue
+        outer = outer.grown(1, within=own.shape)
         if array is own.array:
             array = array.astype(np.result_type(array, np.min_scalar_type(spare + 2 * len(values))))
         for box, piece in _pieces(np.logical_or.reduce([own.crop(key, outer) for key in inner])):
