@@ -39,8 +39,8 @@ def resolve(
     `names` are keys, ids, names, synonyms, abbreviations or groups. In one text they are separated by
     commas, semicolons or line ends; a part that means nothing alone belongs to the name before it, so
     "liver, kidney, left" means the liver and the left kidney. `taxonomy` are the classes to choose
-    from (viscera's own if not given). `suggest` is asked for more suggestions when a name is unknown,
-    never for an answer.
+    from (viscera's own if not given). `suggest` is asked about a phrase whose words and spelling do not
+    tell what it may mean, for more suggestions and never for an answer.
 
     Raises ClassNameError, which lists every unknown or ambiguous name together with what comes near.
     """
@@ -51,8 +51,8 @@ def resolve(
         try:
             chosen.update(lexicon.meaning(name))
         except ClassNameError as error:
-            meant = ", ".join(suggest(name)) if suggest else ""
-            faults.append(f"{error} Nearest in meaning: {meant}." if meant else str(error))
+            meant = tuple(suggest(name)) if suggest and lexicon.puzzles(name) else ()
+            faults.append(f"{error} Nearest in meaning: {_either(meant)}." if meant else str(error))
     if faults:
         raise ClassNameError("\n".join([*faults, _HELP]))
     if not chosen:
@@ -63,6 +63,11 @@ def resolve(
 def suggestions(name: str, taxonomy: Taxonomy | None = None) -> tuple[str, ...]:
     """Keys and groups that come nearest to `name` in words and spelling, best first; empty if none is like it."""
     return _lexicon(taxonomy or own_taxonomy()).near(name)
+
+
+def as_written(text: str) -> str:
+    """`text` in the words of the taxonomy, order kept: "Left renal masses" -> "left kidney tumor"."""
+    return " ".join(_words().canonical_word(word) for word in _words().split(text))
 
 
 @dataclass(frozen=True)
@@ -139,6 +144,12 @@ class _Words:
             kinds=frozenset(k for role, word in parts if role == "lesion" for k in self.lesions[word]),
             plural=plural,
         )
+
+    def canonical_word(self, word: str) -> str:
+        """`word` as the taxonomy writes it: "renal" and "kidneys" -> "kidney", "mass" -> "tumor"."""
+        word = (word not in self.known and self.singular(word, self.known)) or word
+        kinds = self.lesions.get(word, frozenset())
+        return next(iter(kinds)) if len(kinds) == 1 else self.canonical.get(word, word)
 
     def singular(self, word: str, vocabulary: frozenset[str]) -> str | None:
         forms = [self.plurals.get(word, "")]
@@ -238,6 +249,13 @@ class _Lexicon:
         words = self._words.split(text)
         return _Way(target, self._words.read(words, self._vocabulary), self._words.plain(words))
 
+    def puzzles(self, name: str) -> bool:
+        """Whether neither words nor spelling tell what `name` may mean."""
+        words = self._words.split(name)
+        phrase = self._words.read(words, self._vocabulary)
+        told = self._stands(name) or self._words.only_sides(words) or (phrase.words, phrase.kinds) in self._absent
+        return not told and (len(words) > 1 or not self.near(name))
+
     def _stands(self, name: str) -> bool:
         """Whether `name` means a class or may mean several."""
         words = self._words.split(name)
@@ -308,7 +326,7 @@ def _likeness(typed: _Phrase, plain: str, way: _Way) -> float:
 
 
 def _either(keys: Iterable[str]) -> str:
-    """ "a", "a or b", "a, b or c"."""
+    """A choice in words: "a", "a or b", "a, b or c"."""
     *first, last = keys
     return f"{', '.join(first)} or {last}" if first else last
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from viscera.errors import ClassNameError
-from viscera.names import resolve, suggestions
+from viscera.names import as_written, resolve, suggestions
 from viscera.taxonomy import Structure, Taxonomy, taxonomy
 
 HERE = Path(__file__).parent
@@ -162,9 +162,28 @@ def test_suggestions_by_meaning_are_asked_for_unknown_names_only_and_never_taken
 
     assert keys("liver", suggest=suggest) == ["liver"]
     assert asked == []
-    with pytest.raises(ClassNameError, match=r"Nearest in meaning: gallbladder, liver\."):
+    with pytest.raises(ClassNameError, match=r"Nearest in meaning: gallbladder or liver\."):
         resolve("liver, bile store", suggest=suggest)
     assert asked == ["bile store"]
+
+
+@pytest.mark.parametrize("explained", ["kidney", "livver", "SMV", "heart", "33", "left renal mass", "left"])
+def test_no_suggestion_by_meaning_is_asked_for_where_words_and_spelling_say_enough(explained):
+    with pytest.raises(ClassNameError):
+        resolve(explained, suggest=lambda phrase: pytest.fail(f"asked about {phrase}"))
+
+
+@pytest.mark.parametrize(
+    ("typed", "written"),
+    [
+        ("Left renal masses", "left kidney tumor"),
+        ("tumour of the oesophagus", "tumor of the esophagus"),
+        ("hepatic_lesion", "liver lesion"),
+        ("bile store", "bile store"),
+    ],
+)
+def test_a_phrase_in_the_words_of_the_taxonomy(typed, written):
+    assert as_written(typed) == written
 
 
 def test_another_taxonomy_has_its_own_names():

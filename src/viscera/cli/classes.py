@@ -24,18 +24,32 @@ def classes(
 
     Example: `viscera classes lungs "tumour in the liver"`
     """
-    chosen = resolve(names) if names else taxonomy().structures
+    structures = chosen(names) if names else taxonomy().structures
     if as_json:
         groups = {} if names else {"groups": {name: list(keys) for name, keys in taxonomy().groups.items()}}
-        json.dump({"classes": [_row(s) for s in chosen], **groups}, sys.stdout, indent=2)
+        json.dump({"classes": [_row(s) for s in structures], **groups}, sys.stdout, indent=2)
         sys.stdout.write("\n")
     elif as_csv:
-        rows = [_row(s) for s in chosen]
+        rows = [_row(s) for s in structures]
         writer = csv.DictWriter(sys.stdout, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows({k: "; ".join(v) if isinstance(v, list) else v for k, v in row.items()} for row in rows)
     else:
-        _print_tables(chosen, with_groups=not names)
+        _print_tables(structures, with_groups=not names)
+
+
+def chosen(names: str | list[str]) -> tuple[Structure, ...]:
+    """The classes that `names` means; an unknown phrase is looked up by meaning too, if a text encoder is installed.
+
+    Raises ClassNameError.
+    """
+
+    def nearest(phrase: str) -> tuple[str, ...]:
+        from viscera.text import match  # imports numpy, and torch when it is asked
+
+        return match.nearest(phrase)
+
+    return resolve(names, suggest=nearest)
 
 
 def _row(structure: Structure) -> dict[str, Any]:

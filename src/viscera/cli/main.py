@@ -11,6 +11,8 @@ import typer
 from typer.core import TyperGroup
 
 from viscera.cli.classes import classes
+from viscera.cli.evaluate import evaluate
+from viscera.cli import text, weights
 from viscera.cli.segment import demo, segment
 from viscera.errors import VisceraError
 
@@ -41,6 +43,9 @@ app = typer.Typer(
 app.command()(segment)
 app.command()(demo)
 app.command()(classes)
+app.add_typer(text.app)
+app.add_typer(weights.app, name="weights")
+app.command()(evaluate)
 
 
 @app.callback(invoke_without_command=True)

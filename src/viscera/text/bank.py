@@ -235,6 +235,15 @@ class Bank:
             raise TextBankError(f"{path}: {error}") from error
 
 
+def is_bank(path: Path) -> bool:
+    """Whether `path` is a file that says it holds a bank."""
+    try:
+        with safe_open(path, framework="np") as file:
+            return _METADATA in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
+
+
 NO_PROMPT = "none"  # of an encoder that does not read
 
 
