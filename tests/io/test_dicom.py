@@ -153,8 +153,8 @@ def test_encodings(tmp_path, save):
 def test_files_of_other_makers_decode_to_the_same_numbers(packed, plain):
     packed, plain = (get_testdata_file(name, download=False) for name in (packed, plain))
     with open(packed, "rb") as a, open(plain, "rb") as b:
-        pixels, _ = stored_pixels(a.read(), "packed")
-        wanted, _ = stored_pixels(b.read(), "plain")
+        pixels = stored_pixels(a.read(), "packed").frames
+        wanted = stored_pixels(b.read(), "plain").frames
     assert pixels.ndim == 3
     np.testing.assert_array_equal(pixels, wanted)
 
@@ -178,6 +178,15 @@ def test_lossy_compression_is_told(tmp_path):
 def test_enhanced_multi_frame(tmp_path, order):
     volume = read_volume(enhanced_ct(tmp_path / "ct.dcm", ARRAY, AFFINE, order))
     assert_is_the_body(volume)
+
+
+def test_frames_that_are_not_described(tmp_path):
+    path = enhanced_ct(tmp_path / "ct.dcm", ARRAY, AFFINE, list(range(12)))
+    dataset = pydicom.dcmread(path)
+    del dataset.PerFrameFunctionalGroupsSequence[-1]
+    dataset.save_as(path)
+    with pytest.raises(ImageError, match="holds 12 frames, but says of 11 where they lie"):
+        read_volume(path)
 
 
 def test_one_slice_file_stands_for_its_series(tmp_path):
@@ -440,7 +449,7 @@ def test_gantry_tilt_keeps_the_grid_sheared(tmp_path):
     np.testing.assert_array_equal(volume.array, array)
     np.testing.assert_allclose(volume.affine, affine, atol=1e-4)
     # the slices lean by 0.3: atan(0.3) = 16.7 degrees
-    assert "The gantry was tilted: the slices are stacked 16.7 degrees off their normal" in volume.provenance.notes[0]
+    assert "The gantry was tilted: slices lie 16.7 degrees off their normal" in volume.provenance.notes[0]
 
 
 @pytest.mark.parametrize("force", [False, True])

@@ -51,14 +51,15 @@ def require_geometry(affine: npt.NDArray[np.float64], name: str) -> None:
         raise ImageError(f"The affine of {name} is not a 4x4 matrix of finite numbers:\n{affine}\n{way_out}")
     if not np.array_equal(affine[3], (0, 0, 0, 1)):
         raise ImageError(f"The last row of the affine of {name} is {affine[3]}, not 0 0 0 1. {way_out}")
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    with np.errstate(over="ignore"):  # damaged headers hold numbers like 1e300
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
     shown = " x ".join(f"{s:.4g}" for s in spacing)
-    if not spacing.all() or abs(np.linalg.det(unit_axes(affine))) < _FLAT:
-        raise ImageError(
-            f"The affine of {name} is singular: its voxel axes do not span space (spacing {shown} mm). {way_out}"
-        )
-    if spacing.min() < SMALLEST_SPACING_MM or spacing.max() > LARGEST_SPACING_MM:
+    if spacing.all() and not (spacing.min() >= SMALLEST_SPACING_MM and spacing.max() <= LARGEST_SPACING_MM):
         raise ImageError(
             f"The voxels of {name} measure {shown} mm; each side must lie between {SMALLEST_SPACING_MM} and "
             f"{LARGEST_SPACING_MM} mm. Are the units millimetres? {way_out}"
+        )
+    if not spacing.all() or abs(np.linalg.det(unit_axes(affine))) < _FLAT:
+        raise ImageError(
+            f"The affine of {name} is singular: its voxel axes do not span space (spacing {shown} mm). {way_out}"
         )

@@ -9,6 +9,7 @@ slices (x to the left, y to the back, z to the head), which is what ITK-based vi
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterable, Iterator
 from itertools import product
@@ -33,6 +34,7 @@ from viscera.shapes import Triple
 _DISAGREEMENT_VOXELS = 0.1  # an sform and a qform further apart than this at a corner deserve a note
 _MM_PER_UNIT = {"meter": 1000.0, "mm": 1.0, "micron": 0.001}
 _NIFTI1_BYTES, _NIFTI2_BYTES = 348, 540
+_EXTENSION_FLAG_BYTES = 4  # stand behind the header of a single file
 _SINGLE_FILE: dict[int, Any] = {_NIFTI1_BYTES: nib.Nifti1Header, _NIFTI2_BYTES: nib.Nifti2Header}
 _SLAB = 32  # slices compressed at once
 
@@ -53,17 +55,21 @@ def read_nifti(path: Path) -> Volume:
         try:
             dtype, scaling = header.get_data_dtype(), header.get_slope_inter()
             shape, notes = one_volume(header.get_data_shape(), str(path))
-            affine, about_affine = _affine(header, shape)
-        except (HeaderDataError, ValueError, KeyError) as error:
+            with np.errstate(all="ignore"):  # whatever a damaged header holds: the affine is checked afterwards
+                affine, about_affine = _affine(header, shape)
+            offset = int(header["vox_offset"])
+        except (HeaderDataError, ValueError, OverflowError, KeyError) as error:
             raise ImageError(f"{path} has a damaged header: {error}. Convert it again from its source.") from error
         require_real(dtype, str(path))
         if data_path == header_path:
-            raw, sha256 = _voxels(stream, header, len(header.binaryblock), shape, dtype)
+            stream.upto(max(offset - len(header.binaryblock), _EXTENSION_FLAG_BYTES))
+            raw, sha256 = _voxels(stream, shape, dtype)
         else:
             sha256 = stream.digest()
     if data_path != header_path:
         with ByteStream(data_path) as stream:
-            raw, data_sha256 = _voxels(stream, header, 0, shape, dtype)
+            stream.upto(max(offset, 0))
+            raw, data_sha256 = _voxels(stream, shape, dtype)
         sha256 = sha256_of_parts([sha256, data_sha256])
     slope, intercept = scaling
     array, about_numbers = compact(raw, 1.0 if slope is None else slope, intercept or 0.0)
@@ -89,8 +95,8 @@ def nifti_bytes(array: npt.NDArray[Any], like: Volume) -> Iterator[bytes]:
     header.set_data_shape(array.shape)
     header["pixdim"] = pixdim
     header.set_slope_inter(1, 0)
-    header["vox_offset"] = len(header.binaryblock) + 4
-    yield header.binaryblock + b"\0\0\0\0"  # no extensions follow
+    header["vox_offset"] = len(header.binaryblock) + _EXTENSION_FLAG_BYTES
+    yield header.binaryblock + bytes(_EXTENSION_FLAG_BYTES)  # zero: no extensions follow
     dtype = header.get_data_dtype()
     for z in range(0, array.shape[2], _SLAB):
         yield array[:, :, z : z + _SLAB].astype(dtype, copy=False).tobytes(order="F")
@@ -121,19 +127,13 @@ def _read_header(stream: ByteStream) -> Any:
     kind = _header_class(head)
     if kind is None:
         raise ImageError(f"{stream.path} does not start with a NIfTI or Analyze header.")
-    if issubclass(kind, nib.Nifti2Header):
-        head += stream.upto(_NIFTI2_BYTES - _NIFTI1_BYTES)
-    return kind(head, check=False)
+    size = _NIFTI2_BYTES if issubclass(kind, nib.Nifti2Header) else _NIFTI1_BYTES
+    return kind(head + stream.exactly(size - len(head)), check=False)
 
 
-def _voxels(
-    stream: ByteStream, header: Any, position: int, shape: Triple, dtype: np.dtype[Any]
-) -> tuple[npt.NDArray[Any], str]:
-    """The voxels [x, y, z] as stored, in a file read up to byte `position`, and the file's digest."""
-    first = 0 if position == 0 else position + 4  # a single file has 4 bytes about extensions behind its header
-    stream.upto(max(int(header["vox_offset"]), first) - position)
-    raw = stream.array(int(np.prod(shape)), dtype).reshape(shape, order="F")
-    return raw, stream.digest()
+def _voxels(stream: ByteStream, shape: Triple, dtype: np.dtype[Any]) -> tuple[npt.NDArray[Any], str]:
+    """The voxels [x, y, z] as stored, which come next, and the file's digest."""
+    return stream.array(math.prod(shape), dtype).reshape(shape, order="F"), stream.digest()
 
 
 def _header_like(like: Volume) -> Any:

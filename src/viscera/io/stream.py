@@ -45,6 +45,12 @@ class ByteStream:
         """The next `count` bytes; fewer only where the file ends."""
         return self._filled(bytearray(min(count, self._max_size))).tobytes()
 
+    def exactly(self, count: int) -> bytes:
+        """The next `count` bytes; ImageError if the file ends before them."""
+        if len(found := self.upto(count)) < count:
+            raise self._truncated()
+        return found
+
     def array(self, count: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         """The next `count` numbers of type `dtype`, 1-D; ImageError if the file ends before them."""
         if count * dtype.itemsize > self._max_size:

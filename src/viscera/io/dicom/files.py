@@ -29,7 +29,7 @@ _ZIP_MAX_BYTES = 32 << 30
 _HEADER_KEYWORDS = [
     "SOPClassUID", "Modality", "ImageType", "SamplesPerPixel",
     "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "InstanceNumber",
-    "Rows", "Columns", "NumberOfFrames", "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient",
+    "Rows", "Columns", "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient",
     "SliceThickness", "RescaleSlope", "RescaleIntercept",
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 ]  # fmt: skip
@@ -79,7 +79,12 @@ def parsed(stream: BinaryIO, name: str, *, keywords: list[str] | None = None) ->
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom's remarks on small faults of the standard; we check what we use
-            return pydicom.dcmread(stream, force=True, stop_before_pixels=keywords is not None, specific_tags=keywords)
+            dataset = pydicom.dcmread(
+                stream, force=True, stop_before_pixels=keywords is not None, specific_tags=keywords
+            )
+            for _ in dataset.iterall() if keywords else ():
+                pass  # pydicom decodes an element when it is first looked at: here, where faults are caught
+            return dataset
     except Exception as error:  # pydicom raises many types on damaged files
         raise ImageError(f"{name} is a damaged DICOM file ({error}). Copy or export it again.") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -24,29 +25,48 @@ _PIXEL_KEYWORDS = [
 ]  # fmt: skip
 
 
-def stored_pixels(content: bytes, name: str) -> tuple[npt.NDArray[Any], Dataset]:
-    """The stored numbers [frame, row, column] of a DICOM object's bytes, before any rescaling, and its dataset.
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """What the pixel data of an object say.
+
+    frames   the stored numbers [frame, row, column], before any rescaling
+    padding  the stored number that stands for "outside the field of view", None if there is none
+    lossy    whether they were ever compressed with loss
+    """
+
+    frames: npt.NDArray[Any]
+    padding: int | None
+    lossy: bool
+
+
+def stored_pixels(content: bytes, name: str) -> Stored:
+    """The pixels of a DICOM object's bytes.
 
     Raises ImageError for truncated pixels and for a compression that cannot be decoded here (naming it).
     """
     dataset = parsed(BytesIO(content), name)
     if "PixelData" not in dataset:
         raise ImageError(f"{name} holds no pixels; it is truncated or not an image. Copy or export it again.")
-    syntax = _transfer_syntax(dataset)
+    packed_as = None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom's remarks on padded pixel data and the like
-            pixels = _decompressed(dataset) if syntax.is_encapsulated else dataset.pixel_array
+            syntax = _transfer_syntax(dataset)
+            packed_as = f"{syntax.name} ({syntax})" if syntax.is_encapsulated else None
+            pixels = _decompressed(dataset) if packed_as else dataset.pixel_array
+            frames = pixels.reshape(int(dataset.get("NumberOfFrames") or 1), dataset.Rows, dataset.Columns)
+            padding = dataset.get("PixelPaddingValue")
+            lossy = str(dataset.get("LossyImageCompression", "")) == "01"
     except Exception as error:  # the decoders raise many types
-        reason = str(error).strip().splitlines()[-1]
-        if syntax.is_encapsulated:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        if packed_as:
             raise ImageError(
-                f"The pixels of {name}, compressed as {syntax.name} ({syntax}), cannot be decoded: {reason}. If the "
-                "file is whole, decompress the series first (for example gdcmconv --raw IN OUT), or install a decoder "
-                "for pydicom (pip install pylibjpeg pylibjpeg-openjpeg pylibjpeg-libjpeg)."
+                f"The pixels of {name}, compressed as {packed_as}, cannot be decoded: {reason}. If the file is whole, "
+                "decompress the series first (for example gdcmconv --raw IN OUT), or install a decoder for pydicom "
+                "(pip install pylibjpeg pylibjpeg-openjpeg pylibjpeg-libjpeg)."
             ) from error
         raise ImageError(f"{name} is truncated or damaged: {reason} Copy or export it again.") from error
-    return pixels.reshape(-1, *pixels.shape[-2:]), dataset
+    return Stored(frames, padding if isinstance(padding, int) else None, lossy)
 
 
 def _transfer_syntax(dataset: Dataset) -> pydicom.uid.UID:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydicom.dataset import Dataset
 
 from viscera.errors import ImageError
 from viscera.io.dicom.files import dicom_objects
@@ -81,66 +81,78 @@ def _volume(series: Series, path: Path, notes: tuple[str, ...], force: bool) -> 
                 "--force (force=True) runs it all the same, with results nobody should trust."
             )
         notes += (f"The modality is {modality}, not CT; read because of --force.",)
-    slices, along = _sorted(series.slices, name)
-    places = same_place(along)
-    grid, about_grid = _grid([slices[i] for i in np.unique(places, return_index=True)[1]], name, force)
-    planes, digest, about_pixels = _planes(slices, places, name)
+    stack = _stacked(series.slices, name)
+    places = same_place(stack.along)
+    grid, about_grid = _grid(stack, np.unique(places, return_index=True)[1], name, force)
+    planes, digest, about_pixels = _planes(stack.slices, places, name)
     array = _on_grid(planes, grid).transpose(2, 1, 0)  # [slice, row, column] -> [x along a row, y down a column, z]
     provenance = Provenance(name, "DICOM", modality, digest, (*notes, *about_grid, *about_pixels))
-    return Volume(array, _affine(slices[0], grid), provenance)
+    return Volume(array, _affine(stack, grid), provenance)
 
 
-def _sorted(slices: Sequence[Slice], name: str) -> tuple[list[Slice], Floats]:
-    """Slices sorted along their normal and their places on it (mm); ImageError if one does not say where it lies."""
+@dataclass(frozen=True, eq=False)
+class _Stack:
+    """Slices sorted along their normal, and the geometry they share; LPS mm.
+
+    positions             [n, 3] centre of each slice's first pixel
+    row, column           unit vectors along a row and down a column
+    row_mm, column_mm     distance between pixels along a row and down a column
+    """
+
+    slices: list[Slice]
+    positions: Floats
+    row: Floats
+    column: Floats
+    row_mm: float
+    column_mm: float
+
+    @property
+    def normal(self) -> Floats:
+        """Unit vector out of the slices."""
+        normal = np.cross(self.row, self.column)
+        unit: Floats = normal / np.linalg.norm(normal)
+        return unit
+
+    @property
+    def along(self) -> Floats:
+        """Place of each slice on the normal."""
+        return self.positions @ self.normal
+
+
+def _stacked(slices: Sequence[Slice], name: str) -> _Stack:
+    """Slices in order; ImageError if one does not say where it lies."""
     for piece in slices:
-        missing = [
-            keyword
-            for keyword, value in (
-                ("ImagePositionPatient", piece.position),
-                ("ImageOrientationPatient", piece.orientation),
-                ("PixelSpacing", piece.spacing_mm),
-            )
-            if value is None
-        ]
-        if missing:
+        if missing := piece.missing_geometry:
             raise ImageError(
                 f"{piece.source.name} has no usable {' and '.join(missing)}, so its place in the patient is unknown. "
                 f"Export {name} again with geometry."
             )
-    normal = _normal(slices[0], name)
-    along = np.array([np.dot(piece.position, normal) for piece in slices])  # type: ignore[arg-type]
-    order = np.argsort(along, kind="stable")
-    return [slices[i] for i in order], along[order]
-
-
-def _normal(piece: Slice, name: str) -> Floats:
-    row, column = np.reshape(np.array(piece.orientation), (2, 3))
-    normal: Floats = np.cross(row, column)
-    if not 1 - _NOT_UNIT < np.linalg.norm(normal) < 1 + _NOT_UNIT:
+    row, column = np.reshape(np.array(slices[0].orientation, np.float64), (2, 3))
+    if not np.isclose(np.linalg.norm(np.cross(row, column)), 1, atol=_NOT_UNIT):
         raise ImageError(
-            f"{name} gives an ImageOrientationPatient that is no pair of unit vectors: {piece.orientation}."
+            f"{name} gives an ImageOrientationPatient that is no pair of unit vectors: {slices[0].orientation}. "
+            "Export it again with geometry."
         )
-    return normal / np.linalg.norm(normal)
-
-
-def _grid(slices: list[Slice], name: str, force: bool) -> tuple[Grid, tuple[str, ...]]:
-    """The volume's slices from given slices at different places, and what is worth saying about it."""
-    first = slices[0]
-    normal = _normal(first, name)
-    if len(slices) == 1:
-        thickness_mm = first.thickness_mm or 1.0
-        note = f"A single slice; its thickness of {thickness_mm:g} mm was taken as the spacing."
-        grid = Grid(np.array(first.position), normal * thickness_mm, np.zeros(1, np.int64), np.zeros(1))
-        return grid, (note,)
+    column_mm, row_mm = np.array(slices[0].spacing_mm, np.float64)  # DICOM: between rows, then between columns
     positions = np.array([piece.position for piece in slices], np.float64)
-    grid = regular_grid(positions, normal, min(first.spacing_mm or ()), force=force, name=name)
-    cosine = float(grid.step @ normal) / float(np.linalg.norm(grid.step))
+    order = np.argsort(positions @ np.cross(row, column), kind="stable")
+    return _Stack([slices[i] for i in order], positions[order], row, column, float(row_mm), float(column_mm))
+
+
+def _grid(stack: _Stack, chosen: npt.NDArray[np.intp], name: str, force: bool) -> tuple[Grid, tuple[str, ...]]:
+    """The volume's slices from the `chosen` ones, which lie at different places; and what is worth saying about it."""
+    if len(chosen) == 1:
+        thickness_mm = stack.slices[0].thickness_mm or 1.0
+        note = f"A single slice; its thickness of {thickness_mm:g} mm was taken as the spacing."
+        step = stack.normal * thickness_mm
+        return Grid(stack.positions[0], step, np.zeros(1, np.int64), np.zeros(1)), (note,)
+    pixel_mm = min(stack.row_mm, stack.column_mm)
+    grid = regular_grid(stack.positions[chosen], stack.normal, pixel_mm, force=force, name=name)
+    cosine = float(grid.step @ stack.normal) / float(np.linalg.norm(grid.step))
     tilt = float(np.degrees(np.arccos(min(1.0, cosine))))
     if tilt < _TILT_DEGREES:
         return grid, grid.notes
-    note = (
-        f"The gantry was tilted: the slices are stacked {tilt:.1f} degrees off their normal. The grid is kept sheared."
-    )
+    note = f"The gantry was tilted: slices lie {tilt:.1f} degrees off their normal. The grid is kept sheared."
     return grid, (*grid.notes, note)
 
 
@@ -150,16 +162,21 @@ def _planes(
     """HU planes [place, row, column], the digest of the files, and notes; equal slices at one place count once."""
     planes: npt.NDArray[Any] = np.empty(0)
     digests: dict[str, str] = {}
-    source, stored, dataset = None, np.empty(0), Dataset()
+    stored, source = None, None
     notes: Counter[str] = Counter()
     for number, (piece, place) in enumerate(zip(slices, places, strict=True)):
-        if piece.source is not source:
+        if stored is None or piece.source is not source:
             source = piece.source
             content = source.load()
             digests[source.name] = hashlib.sha256(content).hexdigest()
-            stored, dataset = stored_pixels(content, source.name)
-            notes[_LOSSY] += str(dataset.get("LossyImageCompression", "")) == "01"
-        plane, blank = _hounsfield(stored[piece.frame], piece, dataset.get("PixelPaddingValue"))
+            stored = stored_pixels(content, source.name)
+            if len(stored.frames) != (described := sum(s.source is source for s in slices)):
+                raise ImageError(
+                    f"{source.name} holds {len(stored.frames)} frames, but says of {described} where they lie. "
+                    f"Export {name} again as one file a slice."
+                )
+            notes[_LOSSY] += stored.lossy
+        plane, blank = _hounsfield(stored.frames[piece.frame], piece, stored.padding)
         notes[_BLANK] += blank
         if number == 0:
             planes = np.empty((int(places[-1]) + 1, *plane.shape), plane.dtype)
@@ -177,9 +194,9 @@ def _planes(
     return planes, digest, tuple(note.format(count=count) for note, count in notes.items() if count)
 
 
-def _hounsfield(stored: npt.NDArray[Any], piece: Slice, padding: object) -> tuple[npt.NDArray[Any], int]:
+def _hounsfield(stored: npt.NDArray[Any], piece: Slice, padding: int | None) -> tuple[npt.NDArray[Any], int]:
     """One stored plane in HU (int16 or float32), and how many of its voxels were padding that became air."""
-    if isinstance(padding, int) and padding * piece.slope + piece.intercept > _PLAUSIBLE_HU:
+    if padding is not None and padding * piece.slope + piece.intercept > _PLAUSIBLE_HU:
         blank = stored == padding
         air = (AIR_HU - piece.intercept) / piece.slope
         return compact(np.where(blank, air, stored), piece.slope, piece.intercept)[0], int(blank.sum())
@@ -198,12 +215,10 @@ def _on_grid(planes: npt.NDArray[Any], grid: Grid) -> npt.NDArray[Any]:
     return out
 
 
-def _affine(piece: Slice, grid: Grid) -> Floats:
+def _affine(stack: _Stack, grid: Grid) -> Floats:
     """Voxel index [x along a row, y down a column, z] -> RAS mm."""
-    row, column = np.reshape(np.array(piece.orientation), (2, 3))
-    between_rows, between_columns = piece.spacing_mm or (0.0, 0.0)
     lps = np.eye(4)
-    lps[:3] = np.column_stack([row * between_columns, column * between_rows, grid.step, grid.first])
+    lps[:3] = np.column_stack([stack.row * stack.row_mm, stack.column * stack.column_mm, grid.step, grid.first])
     return LPS_TO_RAS @ lps
 
 

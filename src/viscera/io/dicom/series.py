@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence as DicomSequence
 
 from viscera.errors import ImageError
 from viscera.io.dicom.files import DicomObject
@@ -38,6 +39,16 @@ class Slice:
     thickness_mm: float | None
     slope: float
     intercept: float
+
+    @property
+    def missing_geometry(self) -> list[str]:
+        """The elements without which the slice has no place in the patient, as far as they are missing."""
+        found = {
+            "ImagePositionPatient": self.position,
+            "ImageOrientationPatient": self.orientation,
+            "PixelSpacing": self.spacing_mm,
+        }
+        return [keyword for keyword, value in found.items() if value is None]
 
 
 @dataclass(frozen=True)
@@ -141,7 +152,7 @@ def _kind_left_out(header: Dataset) -> str | None:
     sop_class = str(header.get("SOPClassUID", ""))
     if sop_class == _SECONDARY_CAPTURE or sop_class.startswith(_SECONDARY_CAPTURE + "."):
         return "secondary capture"
-    if int(header.get("SamplesPerPixel", 1) or 1) != 1:
+    if header.get("SamplesPerPixel") not in (None, 1):
         return "colour picture"
     words = {str(word).upper() for word in _values(header, "ImageType")}
     return "localizer" if words & _SCOUT_WORDS else None
@@ -149,12 +160,11 @@ def _kind_left_out(header: Dataset) -> str | None:
 
 def _slices(found: DicomObject) -> list[Slice]:
     """The image planes of one object: one, or each frame of an (enhanced) multi-frame object."""
-    frames = int(found.header.get("NumberOfFrames", 1) or 1)
-    per_frame = found.header.get("PerFrameFunctionalGroupsSequence") or []
-    shared = (found.header.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
+    per_frame = _items(found.header, "PerFrameFunctionalGroupsSequence") or [Dataset()]
+    shared = _items(found.header, "SharedFunctionalGroupsSequence")
     out = []
-    for frame in range(frames):
-        groups = (per_frame[frame] if frame < len(per_frame) else Dataset(), shared)
+    for frame, own in enumerate(per_frame):
+        groups = [own, *shared[:1]]
         measures = _group(groups, "PixelMeasuresSequence", found.header)
         values = _group(groups, "PixelValueTransformationSequence", found.header)
         out.append(
@@ -174,14 +184,15 @@ def _slices(found: DicomObject) -> list[Slice]:
     return out
 
 
-def _group(groups: tuple[Dataset, Dataset], keyword: str, header: Dataset) -> Dataset:
+def _group(groups: Sequence[Dataset], keyword: str, header: Dataset) -> Dataset:
     """A functional group of a frame, else the one all frames share, else the header itself (classic objects)."""
-    for holder in groups:
-        sequence = holder.get(keyword)
-        if sequence:
-            item: Dataset = sequence[0]
-            return item
-    return header
+    return next((items[0] for holder in groups if (items := _items(holder, keyword))), header)
+
+
+def _items(holder: Dataset, keyword: str) -> list[Dataset]:
+    """The items of a sequence; none if it is absent, or not a sequence as in a damaged file."""
+    sequence = holder.get(keyword)
+    return list(sequence) if isinstance(sequence, DicomSequence) else []
 
 
 def _numbers(header: Dataset, keyword: str, count: int) -> Vector | None:
