@@ -1,4 +1,4 @@
-"""Whatever happens to the bytes of a header: the file is read, or refused in a sentence. Nothing else ever comes out."""
+"""Whatever happens to the bytes of a header: the file is read, or refused in a sentence; nothing else comes out."""
 
 import hypothesis.strategies as st
 import nibabel as nib
