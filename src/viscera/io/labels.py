@@ -10,12 +10,8 @@ import numpy as np
 
 from viscera.errors import ImageError
 from viscera.io.geometry import require_geometry
-from viscera.io.itk import itk_format, read_itk
-from viscera.io.nifti import looks_like_nifti, read_nifti
-from viscera.io.stream import ByteStream
+from viscera.io.read import read_file
 from viscera.io.volume import Volume
-
-_SNIFFED_BYTES = 1024
 
 
 def read_numbers(path: str | os.PathLike[str]) -> Volume:
@@ -25,14 +21,9 @@ def read_numbers(path: str | os.PathLike[str]) -> Volume:
     cannot be read, is not one volume of real numbers, or does not say where its voxels lie.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ImageError(f"{path} is not a file. Give a NIfTI, NRRD or MetaImage file.")
-    with ByteStream(path) as stream:
-        head = stream.upto(_SNIFFED_BYTES)
-    kind = itk_format(head)
-    if kind is None and not looks_like_nifti(head):
-        raise ImageError(f"{path} is no image that is known here. Give a NIfTI, NRRD or MetaImage file.")
-    volume = read_nifti(path) if kind is None else read_itk(path, kind)
+    volume = read_file(path) if path.is_file() else None
+    if volume is None:
+        raise ImageError(f"{path} is no NIfTI, NRRD or MetaImage file. Give one, also for a scan that came as DICOM.")
     require_geometry(volume.affine, str(path))
     return volume
 

@@ -42,32 +42,37 @@ def list_series(path: str | os.PathLike[str]) -> list[SeriesInfo]:
     return list_dicom_series(_existing(Path(path)))
 
 
+def read_file(path: Path) -> Volume | None:
+    """A NIfTI, NRRD or MetaImage file with its numbers as they are; None if its bytes are none of these.
+
+    Raises ImageError for a file that is empty, damaged, or not one volume of real numbers.
+    """
+    with ByteStream(path) as stream:
+        head = stream.upto(_SNIFFED_BYTES)
+    if not head:
+        raise ImageError(f"{path} is empty. Copy or download it again.")
+    if looks_like_nifti(head) or path.name.lower().endswith((".img", ".img.gz")):
+        return read_nifti(path)
+
+    from viscera.io.itk import itk_format, read_itk  # SimpleITK takes a while to load: only where it is needed
+
+    image_format = itk_format(head)
+    return read_itk(path, image_format) if image_format else None
+
+
 def _read(path: Path, series: str | None, force: bool) -> Volume:
-    # SimpleITK and pydicom take a while to load: only where they are needed.
-    if not _existing(path).is_dir() and not zipfile.is_zipfile(path):
-        with ByteStream(path) as stream:
-            head = stream.upto(_SNIFFED_BYTES)
-        if not head:
-            raise ImageError(f"{path} is empty. Copy or download it again.")
-        if looks_like_nifti(head) or path.name.lower().endswith((".img", ".img.gz")):
-            return read_nifti(path)
+    if _existing(path).is_file() and (volume := read_file(path)) is not None:
+        return volume
 
-        from viscera.io.itk import itk_format, read_itk
-
-        if image_format := itk_format(head):
-            return read_itk(path, image_format)
-
-        from viscera.io.dicom.files import looks_like_dicom
-
-        if not looks_like_dicom(head):
-            raise ImageError(
-                f"{path} is no image viscera knows. It reads NIfTI (.nii, .nii.gz, .hdr/.img), NRRD, MetaImage (.mha, "
-                ".mhd) and DICOM (a file, a folder or a zip)."
-            )
-
+    from viscera.io.dicom.files import is_dicom_file
     from viscera.io.dicom.read import read_dicom
 
-    return read_dicom(path, series=series, force=force)
+    if path.is_dir() or zipfile.is_zipfile(path) or is_dicom_file(path):
+        return read_dicom(path, series=series, force=force)
+    raise ImageError(
+        f"{path} is no image viscera knows. It reads NIfTI (.nii, .nii.gz, .hdr/.img), NRRD, MetaImage (.mha, .mhd) "
+        "and DICOM (a file, a folder or a zip)."
+    )
 
 
 def _existing(path: Path) -> Path:
