@@ -43,7 +43,9 @@ def imported_rooms(path: Path) -> set[str]:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            names = [f"viscera.{alias.name}" for alias in node.names] if node.module == "viscera" else [node.module or ""]
+            names = (
+                [f"viscera.{alias.name}" for alias in node.names] if node.module == "viscera" else [node.module or ""]
+            )
         rooms |= {name.split(".")[1] for name in names if name.startswith("viscera.")}
     return {name for name in rooms if (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").is_file()}
 

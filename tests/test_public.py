@@ -24,7 +24,9 @@ def test_an_unknown_name_is_an_attribute_error():
         viscera.nonsense  # noqa: B018
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["classes"], ["classes", "lungs"], ["segment", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["classes"], ["classes", "lungs"], ["segment", "--help"]]
+)
 def test_nothing_heavy_is_loaded_before_it_is_needed(arguments):
     code = (
         "import sys\n"

@@ -60,7 +60,8 @@ class SoftMask:
             return self
         level = np.zeros(box.shape, np.uint8)
         offset = triple(-a for a in box.start)
-        level[self.box.shifted(offset).slices] = self.level
+        if not self.box.is_empty:
+            level[self.box.shifted(offset).slices] = self.level
         return replace(self, box=box, level=level)
 
     @staticmethod

@@ -16,7 +16,9 @@ def test_the_reference_is_up_to_date(page):
     assert (REFERENCE / page).read_text(encoding="utf-8") == PAGES[page](), "run `make docs`"
 
 
-@pytest.mark.parametrize(("words", "command"), commands(), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("words", "command"), list(commands()), ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_every_command_has_help_and_an_example(words, command):
     assert command.help
     if not hasattr(command, "commands"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -17,7 +18,7 @@ from viscera.io.grid import mask_on_scan
 def collected(logits, cuts, thresholds=None):
     collector = SoftMaskCollector(tuple(logits.shape[1:]), thresholds or [0.5] * logits.shape[0])
     edges = [0, *cuts, logits.shape[-1]]
-    for a, b in zip(edges, edges[1:], strict=False):
+    for a, b in itertools.pairwise(edges):
         collector.add(Slab(a, logits[..., a:b]))
     return collector.finish()
 

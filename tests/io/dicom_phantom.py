@@ -73,7 +73,7 @@ def dicom_series(
     for z in set(range(array.shape[2])) - set(skip):
         dataset = slice_dataset(array[:, :, z], affine, z, series_uid)
         edit(dataset, z)
-        save(folder / f"IM{(z * 7) % 101:04}_{series_uid[-2:]}", dataset)
+        save(folder / f"IM{(z * 7919) % 10007:05}_{series_uid[-2:]}", dataset)
     return folder
 
 

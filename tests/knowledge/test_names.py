@@ -114,6 +114,7 @@ def test_an_ambiguous_name_is_refused_and_every_candidate_named(typed, could_be)
         "liver tumor kidney",
         "kidney kidney tumor",
         "liver without tumor",
+        "liver and tumor",  # the liver and its tumour, or every tumour?
         "left liver tumor",
         "right LK",
         "left",

@@ -98,6 +98,11 @@ def test_diagonal_voxels_are_one_lesion() -> None:
     assert len(match_lesions(mask, mask, MM).reference) == 1
 
 
+def test_a_single_line_of_voxels() -> None:
+    line = np.array([True, False, True]).reshape(3, 1, 1)  # cc3d 4.1 raises on it
+    assert len(match_lesions(line, line, MM).reference) == 2
+
+
 @pytest.mark.parametrize("by", ["overlap", "distance"])
 def test_empty_masks(by: str) -> None:
     nothing, something = scene(), scene((3, 5))

@@ -63,7 +63,9 @@ def test_a_merged_lung_is_cut_at_its_narrowest_place():
     neck[18] = False
     neck[18, 8, 6] = True  # the narrowest sagittal slice
     union = RIGHT | LEFT | neck
-    masks = mask_set(right_lung=union & (np.arange(40) > 14)[:, None, None], left_lung=union & (np.arange(40) <= 14)[:, None, None])
+    masks = mask_set(
+        right_lung=union & (np.arange(40) > 14)[:, None, None], left_lung=union & (np.arange(40) <= 14)[:, None, None]
+    )
     out = after(masks, rules.split_lungs(masks, LUNGS, **LUNG_RULE))
     assert np.array_equal(out["right_lung"], union & (np.arange(40) > 18)[:, None, None])
     assert np.array_equal(out["left_lung"] | out["right_lung"], union)
@@ -183,5 +185,5 @@ def test_a_table_that_does_not_fit_its_functions_is_refused(monkeypatch, row, co
 
 
 def test_the_shipped_table_is_read():
-    assert [entry.name for entry in rule_entries()][0] == "split_lungs"
+    assert rule_entries()[0].name == "split_lungs"
     assert all(len(entry.reason) > 20 for entry in rule_entries())

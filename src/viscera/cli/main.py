@@ -10,9 +10,9 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from viscera.cli import text, weights
 from viscera.cli.classes import classes
 from viscera.cli.evaluate import evaluate
-from viscera.cli import text, weights
 from viscera.cli.segment import demo, segment
 from viscera.errors import VisceraError
 

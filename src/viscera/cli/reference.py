@@ -1,4 +1,4 @@
-"""Writes docs/reference from the program itself, so that it cannot drift: ``python -m viscera.cli.reference FOLDER``."""
+"""Writes docs/reference from the program, so that it cannot drift: ``python -m viscera.cli.reference FOLDER``."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ def _row(parameter: click.Parameter) -> str:
     option = isinstance(parameter, click.Option)
     names = ", ".join([*parameter.opts, *parameter.secondary_opts]) if option else (parameter.name or "").upper()
     text = (getattr(parameter, "help", None) or "").replace("|", r"\|")
-    shown = "" if parameter.default in (None, "", False, ()) or callable(parameter.default) else f"`{parameter.default}`"
+    shown = (
+        "" if parameter.default in (None, "", False, ()) or callable(parameter.default) else f"`{parameter.default}`"
+    )
     return f"| `{names}` | {text} | {shown} |"
 
 

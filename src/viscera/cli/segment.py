@@ -11,9 +11,10 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from viscera.workflow.cohort import Case, Outcome
-    from viscera.workflow.scan import Result, Stage
+    from viscera.workflow.scan import Result
 
 EXAMPLES = """
 **Examples**
@@ -50,7 +51,9 @@ def segment(
     classes: Annotated[
         str | None,
         typer.Option(
-            "--classes", "-c", help='What to find: names, ids or groups, e.g. liver,"kidney tumor",lungs. All by default.'
+            "--classes",
+            "-c",
+            help='What to find: names, ids or groups, e.g. liver,"kidney tumor",lungs. All by default.',
         ),
     ] = None,
     masks: Annotated[bool, typer.Option("--masks", help="Also write one mask file per class.")] = False,
@@ -59,7 +62,8 @@ def segment(
     preview: Annotated[bool, typer.Option(help="Draw preview.png.")] = True,
     precision: Precision = "auto",
     overlap: Annotated[
-        float | None, typer.Option(help="Part of a window shared with its neighbour, 0 to 0.9. The model's own by default.")
+        float | None,
+        typer.Option(help="Part of a window shared with its neighbour, 0 to 0.9. The model's own by default."),
     ] = None,
     device: Device = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="Processor threads. All cores by default.")] = None,
@@ -201,13 +205,13 @@ def _report(console: Console, outcome: Outcome, result: Result | None, single: b
     if result is None:
         return
     name = "" if single else f"{outcome.case.name}: "
-    for warning in result.notes:
+    for warning in result.volume.provenance.notes:
         console.print(f"[yellow]{escape(name + warning)}[/]")
     if single:
         from viscera.report.tables import findings_table
 
         console.print(findings_table(result.findings))
-        console.print(f"Written to {outcome.case.output}/ in {outcome.seconds:.1f} s: {', '.join(result.saved)}")
+        console.print(f"Written to {outcome.case.output}/ in {outcome.seconds:.1f} s.")
 
 
 def _summary(outcomes: list[Outcome]) -> Table:
@@ -219,7 +223,5 @@ def _summary(outcomes: list[Outcome]) -> Table:
     table = Table("scan", "result", "seconds", "where, or why not", box=None, header_style="bold")
     for o in outcomes:
         last = str(o.error) if o.error is not None else str(o.case.output)
-        table.add_row(
-            escape(o.case.name), f"[{colours[o.status]}]{o.status}[/]", f"{o.seconds:.1f}", escape(last)
-        )
+        table.add_row(escape(o.case.name), f"[{colours[o.status]}]{o.status}[/]", f"{o.seconds:.1f}", escape(last))
     return table

@@ -47,7 +47,8 @@ def midplane(hu: npt.NDArray[Any], spacing_mm: SpacingMm, without: BoolArray | N
         profile = body.sum((1, 2))
         total = int(profile.sum())
         if total and total * float(np.prod(spacing_mm)) / 1000 >= least_ml:
-            return float(int(np.searchsorted(np.cumsum(profile), total / 2)))
+            middle: np.int64 = np.searchsorted(np.cumsum(profile), total / 2)
+            return float(middle)
     return (hu.shape[0] - 1) / 2
 
 

@@ -81,7 +81,7 @@ def predict(
     classes    keys of the model's classes
     progress   called with (steps done, steps in all)
 
-    Deterministic on a CPU. Only what is asked for is computed; a class's result does not depend on which others are asked for.
+    Deterministic on a CPU. Only what is asked for is computed, and no class depends on which others are asked for.
     """
     settings = (settings or InferenceSettings()).resolved()
     config = model.config

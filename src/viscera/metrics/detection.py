@@ -102,7 +102,9 @@ def match_lesions(
     matching = matching or Matching()
     voxel_ml = float(np.prod(spacing_mm)) / 1000
     to_mm = np.diag([*spacing_mm, 1.0]) if affine is None else affine
-    sides = [cc3d.connected_components(np.asarray(mask, bool), connectivity=26) for mask in (reference, prediction)]
+    # One empty layer behind the last voxels: cc3d 4.1 fails on a single line of voxels such as 1, 0, 1.
+    padded = (np.pad(np.asarray(mask, bool), (0, 1)) for mask in (reference, prediction))
+    sides = [cc3d.connected_components(mask, connectivity=26) for mask in padded]
     sizes, centres, kept = [], [], []
     for components in sides:
         statistics = cc3d.statistics(components)

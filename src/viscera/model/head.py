@@ -2,8 +2,8 @@
 
 The three layers are 1 x 1 x 1 convolutions, so a voxel's answer needs only that voxel's eight features. That makes the
 head a matrix product over voxels: for K classes one product 8 -> 8K, then two batched ones, over chunks small enough to
-stay in the processor's cache. Repeating the feature map once per class and calling grouped convolutions, the direct way,
-gives the same numbers many times slower (bench/head.py).
+stay in the processor's cache. Repeating the feature map once per class and calling grouped convolutions, the
+direct way, gives the same numbers many times slower (bench/head.py).
 """
 
 from __future__ import annotations

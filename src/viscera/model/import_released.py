@@ -89,7 +89,7 @@ def read_state(path: Path) -> Mapping[str, torch.Tensor]:
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} cannot be loaded safely: {_wanted(str(error))}. Only tensors and plain values are taken, since a "
-            "pickle can run any program. If you trust the file, save its state dict alone with torch.save and import that."
+            "pickle can run any program. If you trust the file, save only its state dict with torch.save."
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         reason = (str(error).splitlines() or ["unreadable"])[0]

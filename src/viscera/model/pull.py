@@ -20,9 +20,7 @@ def pull_released(repository: str, filename: str, *, revision: str = "main", nam
     with path.open("rb") as file:
         digest = file_digest(file, "sha256").hexdigest()
     model = import_released(path, name=name)
-    model.config = replace(
-        model.config, source=f"{repository}/{filename}, revision {commit}, sha256 {digest}"
-    )
+    model.config = replace(model.config, source=f"{repository}/{filename}, revision {commit}, sha256 {digest}")
     return model
 
 

@@ -11,6 +11,7 @@ those of the released checkpoints.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -22,6 +23,7 @@ from viscera.model.config import ModelConfig
 from viscera.model.head import PARAMETERS, WIDTH, apply_heads
 
 EMBEDDING = 256  # length of the image embedding and of the label embedding
+PRIOR = 0.01  # what a new model believes of any class at any voxel (Lin et al. 2017, section 4.1)
 GROUPS = 16  # of the group norms before pooling and before the features
 
 
@@ -49,6 +51,8 @@ class UniversalModel(nn.Module):
             nn.Conv3d(backbone.feature_channels, WIDTH, kernel_size=1),
         )
         self.controller = nn.Conv3d(2 * EMBEDDING, PARAMETERS, kernel_size=1)
+        # The last of the 153 is the logit's bias: a new model starts from "not here", as nearly all voxels are.
+        nn.init.constant_(self.controller.bias[-1:], math.log(PRIOR / (1 - PRIOR)))
         self._text_part: tuple[object, torch.Tensor] | None = None
 
     def forward(self, image: torch.Tensor, classes: Sequence[int] | None = None) -> torch.Tensor:

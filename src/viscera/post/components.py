@@ -43,9 +43,7 @@ def components(mask: BoolArray) -> Components:
     if count == 0:
         return Components(labels, np.zeros(0, np.int64), np.zeros((0, 3)), ())
     found = cc3d.statistics(labels)
-    boxes = tuple(
-        Box((x.start, y.start, z.start), (x.stop, y.stop, z.stop)) for x, y, z in found["bounding_boxes"][1:]
-    )
+    boxes = tuple(Box((x.start, y.start, z.start), (x.stop, y.stop, z.stop)) for x, y, z in found["bounding_boxes"][1:])
     return Components(labels, found["voxel_counts"][1:].astype(np.int64), found["centroids"][1:], boxes)
 
 

@@ -12,7 +12,8 @@ import numpy as np
 from scipy import ndimage
 
 from viscera.masks import BoolArray, MaskSet, SoftMask
-from viscera.post.components import Components, components, largest_component as largest_of, without_small
+from viscera.post.components import Components, components, without_small
+from viscera.post.components import largest_component as largest_of
 from viscera.shapes import Box, Triple, triple
 from viscera.taxonomy import taxonomy
 

@@ -58,19 +58,19 @@ def find_cases(places: Places, table: Path | None = None) -> list[Case]:
         name = image_name(places.references)
         prediction = places.predictions
         return [Case(name, places.references, _case_in(prediction) or prediction, places.images, places.probabilities)]
-    references = _listed(places.references)
+    references = listed_cases(places.references)
     if not references:
         raise InputError(
             f"{places.references} holds no reference: no image ({', '.join(IMAGE_SUFFIXES)}) and no folder with images."
         )
-    predictions = _listed(places.predictions) if places.predictions.is_dir() else {}
+    predictions = listed_cases(places.predictions) if places.predictions.is_dir() else {}
     if not predictions.keys() & references.keys():
         few = [", ".join(sorted(names)[:3]) or "nothing" for names in (predictions, references)]
         raise InputError(
             f"No prediction in {places.predictions} ({few[0]}) has the name of a reference in {places.references} "
             f"({few[1]}). Rename them, or name the pairs in a table with --cases."
         )
-    images = _listed(places.images) if places.images else {}
+    images = listed_cases(places.images) if places.images else {}
     probabilities = _folders(places.probabilities) if places.probabilities else {}
     return [
         Case(name, reference, predictions.get(name), images.get(name), probabilities.get(name))
@@ -78,7 +78,7 @@ def find_cases(places: Places, table: Path | None = None) -> list[Case]:
     ]
 
 
-def _listed(folder: Path) -> dict[str, Path]:
+def listed_cases(folder: Path) -> dict[str, Path]:
     """The cases in `folder`: name -> label map or folder of masks."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
@@ -125,9 +125,9 @@ def _from_table(table: Path, places: Places) -> list[Case]:
     if twice:
         raise SettingError(f"The table {table} has the case {twice[0]!r} twice.")
     listed = {
-        "prediction": _listed(places.predictions) if places.predictions.is_dir() else {},
-        "reference": _listed(places.references) if places.references.is_dir() else {},
-        "image": _listed(places.images) if places.images else {},
+        "prediction": listed_cases(places.predictions) if places.predictions.is_dir() else {},
+        "reference": listed_cases(places.references) if places.references.is_dir() else {},
+        "image": listed_cases(places.images) if places.images else {},
         "probabilities": _folders(places.probabilities) if places.probabilities else {},
     }
     cases = []

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from viscera.data.catalogue import host_organs
 from viscera.errors import ClassNameError, ImageError, SettingError
 from viscera.io.labels import read_labels
 from viscera.io.volume import Volume
@@ -179,19 +180,20 @@ def mask_files(folder: Path) -> list[Path]:
 def unpainted(array: Labels, values: Mapping[str, tuple[int, ...]]) -> tuple[Labels, dict[str, tuple[int, ...]]]:
     """A painted label map made readable: for each class all values that belong to it, what hides it included.
 
-    What lies inside an organ without sides belongs to the first of its hosts (`inside` in taxonomy.toml). Where the
-    hosts are the two sides of a pair, each connected piece belongs to the side it touches most: its voxels get values
-    of their own, in a copy of `array`. A piece that touches neither belongs to no host.
+    What lies inside an organ without sides belongs to it (`host_organs`). Where the hosts are the two sides of a pair,
+    each connected piece belongs to the side it touches most: its voxels get values of their own, in a copy of
+    `array`. A piece that touches neither belongs to no host.
     """
     classes = taxonomy()
     full = {key: list(own) for key, own in values.items()}
     on_sides: dict[tuple[str, ...], list[str]] = {}
     for key in values:
-        hosts = tuple(host for host in classes[key].inside if host in values) if key in classes else ()
+        hosts = tuple(host for host in host_organs(key) if host in values) if key in classes else ()
         if len(hosts) == 2 and classes[hosts[0]].pair == hosts[1]:
             on_sides.setdefault(hosts, []).append(key)
-        elif hosts:
-            full[hosts[0]] += values[key]
+        else:
+            for host in hosts:
+                full[host] += values[key]
 
     own = LabelMap(array, values)
     spare = max(int(array.max()), *(v for vs in values.values() for v in vs)) + 1

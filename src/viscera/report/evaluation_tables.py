@@ -277,21 +277,23 @@ def plain(value: Any) -> Any:
     return value
 
 
+def json_of(value: Any) -> str:
+    """`value` as JSON text, see `plain`."""
+    return json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def json_text(evaluation: Evaluation) -> str:
     """The whole evaluation with its summaries."""
-    return json.dumps(
+    return json_of(
         {
             "format": FORMAT,
             "name": evaluation.name,
-            "record": plain(evaluation.record),
-            "summary": [plain(row) for row in summary_rows(evaluation)],
-            "detection": [plain(row) for row in detection_rows(evaluation)],
-            "cases": [plain(case) for case in evaluation.cases],
-            "failures": [plain(failure) for failure in evaluation.failures],
-        },
-        indent=1,
-        ensure_ascii=False,
-        allow_nan=False,
+            "record": evaluation.record,
+            "summary": summary_rows(evaluation),
+            "detection": detection_rows(evaluation),
+            "cases": evaluation.cases,
+            "failures": evaluation.failures,
+        }
     )
 
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -212,7 +212,7 @@ class Bank:
             content.update(b"" if array is None else np.ascontiguousarray(array, "<f4").tobytes())
         return content.hexdigest()
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file: the finished `vectors`, and in its metadata the record of them.
 
         Raises OutputError if it cannot be written.
@@ -220,7 +220,7 @@ class Bank:
         write_pieces(path, [save({"vectors": self.vectors}, metadata={_METADATA: json.dumps(self.provenance())})])
 
     @staticmethod
-    def load(path: Path) -> Bank:
+    def load(path: str | os.PathLike[str]) -> Bank:
         """The bank in a file. Raises TextBankError if it is no bank, damaged, or changed."""
         try:
             with safe_open(path, framework="np") as file:
@@ -235,7 +235,7 @@ class Bank:
             raise TextBankError(f"{path}: {error}") from error
 
 
-def is_bank(path: Path) -> bool:
+def is_bank(path: str | os.PathLike[str]) -> bool:
     """Whether `path` is a file that says it holds a bank."""
     try:
         with safe_open(path, framework="np") as file:
@@ -284,8 +284,9 @@ def _encoded(texts: Sequence[tuple[str, ...]], encoder: TextEncoder) -> Vectors:
 def check_fits(bank: Bank, model: Mapping[str, Any]) -> None:
     """Refuse `bank` for a model that was made with another one.
 
-    model   what the model says of its bank: `provenance()` of it, or any part of that: "classes" (keys in order),
-            "encoder" (identity), "prompt", "texts", "finish", "length". What it does not say is not compared.
+    model   what the model says of its bank: `provenance()` of it (the `text_bank` of a model's configuration), or any
+            part of that: "classes" (keys in order), "encoder" (identity), "prompt", "texts", "finish", "length".
+            What it does not say is not compared.
 
     Raises TextBankError that names every difference.
     """

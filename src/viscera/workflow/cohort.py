@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from viscera.errors import InputError, VisceraError
-from viscera.io.read import case_name, scan_files
+from viscera.io.find import case_names, scan_files
 from viscera.model.universal import UniversalModel
+from viscera.report.as_json import plain
 from viscera.workflow.outputs import is_whole, read_record, refuse_existing
 from viscera.workflow.scan import Result, SaveSettings, SegmentSettings, Stage, Stopwatch, request, segment_scan
 
@@ -38,34 +39,14 @@ def find_cases(scans: Sequence[Path], output: Path) -> list[Case]:
     """The cases in `scans` (files, DICOM folders, archives, or folders of such), each with a name of its own.
 
     A scan is named after its file; where two would share a name (`a/ct.nii.gz`, `b/ct.nii.gz`), the folders that
-    tell them apart come before it (`a_ct`, `b_ct`). Raises InputError if nothing is found or a scan is named twice.
+    tell them apart come before it (`a_ct`, `b_ct`). Raises InputError if a folder holds no scan, or a scan is named twice.
     """
-    found: list[Path] = []
-    for place in scans:
-        inside = scan_files(place) if place.is_dir() else [place]
-        if not inside:
-            raise InputError(f"No scan was found in {place}: no NIfTI, NRRD or MetaImage file and no DICOM folder.")
-        found += inside
+    found = [path for place in scans for path in (scan_files(place) if place.is_dir() else [place])]
     paths = [path.absolute() for path in found]
     if len(set(paths)) < len(paths):
         twice = next(path for path, count in Counter(paths).items() if count > 1)
         raise InputError(f"The scan {twice} was named twice.")
-    return [Case(name, scan, output / name) for name, scan in zip(_names(paths), found, strict=True)]
-
-
-def _names(paths: Sequence[Path]) -> list[str]:
-    """A name for each path: the file's own, with as many parent folders before it as it takes to tell all apart."""
-    depth = [0] * len(paths)
-    while True:
-        names = ["_".join([*path.parts[-1 - d : -1], case_name(path)]) if d else case_name(path)
-                 for path, d in zip(paths, depth, strict=True)]
-        counts = Counter(names)
-        clashes = [i for i, name in enumerate(names) if counts[name] > 1 and depth[i] < len(paths[i].parts) - 2]
-        if not clashes:
-            # Only the suffix still tells them apart (x.nii and x.nrrd in one folder).
-            return [name if counts[name] == 1 else path.name for name, path in zip(names, paths, strict=True)]
-        for i in clashes:
-            depth[i] += 1
+    return [Case(name, scan, output / name) for name, scan in zip(case_names(paths), found, strict=True)]
 
 
 def segment_many(
@@ -111,8 +92,12 @@ def segment_many(
 
 
 def is_done(case: Case, model: UniversalModel, settings: SegmentSettings, save: SaveSettings) -> bool:
-    """Whether the case's folder holds a whole result of this very request."""
-    record: dict[str, Any] | None = read_record(case.output)
-    return record is not None and is_whole(case.output) and record["request"] == request(
-        case.scan, model, settings, save
+    """Whether the case's folder holds a whole result of this very request, with the files that `save` asks for."""
+    record = read_record(case.output)
+    if record is None or not is_whole(case.output):
+        return False
+    outputs = record["outputs"]
+    has_files = (not save.masks or any(name.startswith("masks/") for name in outputs)) and (
+        not save.picture or "preview.png" in outputs
     )
+    return has_files and record["request"] == plain(request(case.scan, model, settings))

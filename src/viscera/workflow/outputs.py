@@ -48,7 +48,8 @@ def refuse_existing(folder: Path, overwrite: bool) -> None:
     present = [name for name in (RECORD, "segmentation.nii.gz") if (folder / name).exists()]
     if present and not overwrite:
         raise OutputError(
-            f"{folder} already holds a result ({', '.join(present)}). Use --overwrite to replace it, or another --output."
+            f"{folder} already holds a result ({', '.join(present)}). Use --overwrite to replace it, or choose another "
+            "place with --output."
         )
 
 

@@ -5,33 +5,40 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from viscera import __version__
 from viscera.errors import ClassNameError
-from viscera.infer.predict import InferenceSettings, predict
+from viscera.infer.predict import InferenceSettings, Precision, predict
 from viscera.infer.prepare import Prepared, prepare
 from viscera.io.grid import mask_on_scan
 from viscera.io.orientation import Reorientation, to_ras
-from viscera.io.read import read_volume, validated
+from viscera.io.read import read_volume
+from viscera.io.validate import validated
 from viscera.io.volume import Volume
 from viscera.io.write import write_label_map
 from viscera.masks import BoolArray, MaskSet
+from viscera.model.checkpoint import model_sha256
 from viscera.model.store import load_model
 from viscera.model.universal import UniversalModel
 from viscera.names import resolve
-from viscera.post.pipeline import apply_rules, needed_classes
+from viscera.post.pipeline import RuleNote, apply_rules, needed_classes
+from viscera.report.as_json import write_json
 from viscera.report.figures import preview
-from viscera.report.findings import Finding, measure, write_findings
-from viscera.report.manifest import run_record, write_json
+from viscera.report.findings import Crop, Finding, measure, write_findings
+from viscera.report.manifest import run_record
 from viscera.report.tables import write_label_tables
-from viscera.shapes import Box, SpacingMm, triple
+from viscera.shapes import Box, SpacingMm
 from viscera.taxonomy import Structure, taxonomy
+from viscera.text.match import nearest
 from viscera.workflow.outputs import RECORD, file_sizes, staged
 
 DEFAULT_MODEL = "lite"
@@ -77,7 +84,7 @@ class SegmentSettings:
     classes: str | Sequence[str | int] | None = None
     post: bool = True
     crop: bool = True
-    inference: InferenceSettings = InferenceSettings()
+    inference: InferenceSettings = field(default_factory=InferenceSettings)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,20 +95,18 @@ class ScanMasks:
     prepared: Prepared
     reorientation: Reorientation
 
-    def ras(self, key: str) -> tuple[Box, BoolArray]:
-        """Class `key` on the scan's grid in RAS axes: the box around it, and which of its voxels are in."""
+    def ras(self, key: str) -> Crop:
+        """Class `key` on the scan's grid in RAS axes, in the box around it."""
         p = self.prepared
-        box, mask = mask_on_scan(
-            self.masks[key], p.grid_shape, p.grid_spacing_mm, p.scan_shape, p.scan_spacing_mm
-        )
+        box, mask = mask_on_scan(self.masks[key], p.grid_shape, p.grid_spacing_mm, p.scan_shape, p.scan_spacing_mm)
         tight = Box.around(mask)
-        return tight.shifted(box.start), mask[tight.slices]
+        return Crop(tight.shifted(box.start), mask[tight.slices])
 
     def whole(self, key: str) -> BoolArray:
         """Class `key` on the whole scan in the scan's own axis order: bool [x, y, z]."""
         out = np.zeros(self.prepared.scan_shape, bool)
-        box, mask = self.ras(key)
-        out[box.slices] = mask
+        crop = self.ras(key)
+        out[crop.box.slices] = crop.mask
         return self.reorientation.undo(out)
 
 
@@ -119,7 +124,7 @@ def chosen_classes(model: UniversalModel, names: str | Sequence[str | int] | Non
     own = model.config.classes
     if names is None:
         return tuple(taxonomy()[key] for key in own)
-    structures = resolve(names)
+    structures = resolve(names, suggest=nearest)
     missing = [s.name for s in structures if s.key not in own]
     if missing:
         raise ClassNameError(
@@ -152,7 +157,7 @@ class SaveSettings:
         return replace(self, overwrite=overwrite)
 
 
-def request(scan: Path | None, model: UniversalModel, settings: SegmentSettings, save: SaveSettings) -> dict[str, Any]:
+def request(scan: Path | None, model: UniversalModel, settings: SegmentSettings) -> dict[str, Any]:
     """What was asked for, as plain values: equal requests give equal results (scan by path, size and time)."""
     return {
         "viscera": __version__,
@@ -163,8 +168,6 @@ def request(scan: Path | None, model: UniversalModel, settings: SegmentSettings,
         "post": settings.post,
         "crop": settings.crop,
         **asdict(settings.inference),
-        "masks": save.masks,
-        "picture": save.picture,
     }
 
 
@@ -212,9 +215,7 @@ class Result:
             )
         return self.scan_masks.whole(structures[0].key)
 
-    def save(
-        self, folder: str | Path, settings: SaveSettings | None = None, *, watch: Stopwatch | None = None
-    ) -> Path:
+    def save(self, folder: str | Path, settings: SaveSettings | None = None, *, watch: Stopwatch | None = None) -> Path:
         """Writes the result into `folder`, whole or not at all, and returns the folder.
 
         segmentation.nii.gz, findings.json, findings.csv, label tables for 3D Slicer and ITK-SNAP, preview.png,
@@ -237,7 +238,6 @@ class Result:
                 with watch.stage("Picture"):
                     self._draw(work / "preview.png")
             record = {**self.record, "timings_s": {**self.record["timings_s"], **watch.seconds}}
-            record["request"] = {**record["request"], "masks": settings.masks, "picture": settings.picture}
             write_json({**record, "outputs": file_sizes(work)}, work / RECORD)
         return folder
 
@@ -276,7 +276,9 @@ def segment_scan(
     structures = chosen_classes(model, settings.classes)
     asked = [s.key for s in structures]
     with watch.stage("Reading"):
-        volume = validated(scan, force=force) if isinstance(scan, Volume) else read_volume(scan, series=series, force=force)
+        volume = (
+            validated(scan, force=force) if isinstance(scan, Volume) else read_volume(scan, series=series, force=force)
+        )
     with watch.stage("Preparing"):
         hu, _, reorientation = to_ras(volume)
         spacing_mm = spacing_in_ras(volume, reorientation)
@@ -293,8 +295,81 @@ def segment_scan(
             masks, notes = apply_rules(masks)
     scan_masks = ScanMasks(masks, prepared, reorientation)
     with watch.stage("Findings"):
-        label_map, findings = _paint_and_measure(volume, scan_masks, structures)
+        label_map, findings = _paint_and_measure(volume, scan_masks, structures, watch)
     warnings = (*(() if model.config.trained else (UNTRAINED,)), *volume.provenance.notes)
     path = None if isinstance(scan, Volume) else Path(scan)
-    record = run_record(...)
+    asked_for = request(path, model, settings)
+    record = run_record(
+        volume=volume,
+        orientation="".join(nib.aff2axcodes(volume.affine)),
+        model={
+            "name": model.config.name,
+            "sha256": asked_for["model_sha256"],
+            "trained": model.config.trained,
+            "licence": model.config.licence,
+            "source": model.config.source,
+        },
+        request=asked_for,
+        settings={"series": series, "force": force, **asdict(settings.inference.resolved())},
+        rules=notes,
+        warnings=warnings,
+        timings_s=watch.seconds,
+        started=started,
+    )
     return Result(volume, structures, label_map, findings, record, warnings, scan_masks)
+
+
+def _paint_and_measure(
+    volume: Volume, scan_masks: ScanMasks, structures: Sequence[Structure], watch: Stopwatch
+) -> tuple[npt.NDArray[np.uint8], tuple[Finding, ...]]:
+    """The label map in the scan's own order and the findings, one class in memory at a time (and a lesion's organs)."""
+    reorientation = scan_masks.reorientation
+    label_map = np.zeros(volume.shape, np.uint8, order="F")  # the order in which NIfTI writes it
+    painted = reorientation.apply(label_map)  # a view: painting in RAS fills the scan's own order
+    hu, affine = reorientation.apply(volume.array), reorientation.apply_affine(volume.affine, volume.shape)
+    findings = {}
+    for done, structure in enumerate(painting_order(structures), start=1):
+        crop = scan_masks.ras(structure.key)
+        painted[crop.box.slices][crop.mask] = structure.id
+        hosts = {}
+        if structure.is_lesion and crop.mask.any():
+            hosts = {key: scan_masks.ras(key) for key in structure.inside if key in scan_masks.masks}
+        findings[structure.key] = measure(
+            structure,
+            crop,
+            hu,
+            affine,
+            mean_probability=scan_masks.masks[structure.key].mean_probability,
+            hosts=hosts,
+        )
+        watch.step("Findings", done, len(structures))
+    return label_map, tuple(findings[s.key] for s in structures)
+
+
+def segment(
+    scan: str | Path | Volume,
+    *,
+    model: str | Path | UniversalModel = DEFAULT_MODEL,
+    classes: str | Sequence[str | int] | None = None,
+    post: bool = True,
+    precision: Precision = "auto",
+    overlap: float | None = None,
+    device: str = "auto",
+    series: str | None = None,
+    force: bool = False,
+    progress: Stage | None = None,
+) -> Result:
+    """Finds organs and tumours in one CT scan: the front door for Python.
+
+    scan      a NIfTI, NRRD or MetaImage file, a DICOM folder or zip, or a `Volume` in Hounsfield units
+    model     a name (`viscera weights list`), a .safetensors file, or a loaded model
+    classes   what to find, as people write it: ``"liver, kidneys"``, ``["liver tumor", 6]``; None: everything
+    post      clean the masks by the rules of post.toml
+    progress  called with (stage, steps done, steps in all)
+
+    See `segment_scan` for the errors and `InferenceSettings` for precision, overlap and device.
+    """
+    network = model if isinstance(model, torch.nn.Module) else load_model(model)
+    inference = InferenceSettings(precision=precision, overlap=overlap, device=device)
+    settings = SegmentSettings(classes=classes, post=post, inference=inference)
+    return segment_scan(scan, network, settings, series=series, force=force, watch=Stopwatch(progress))

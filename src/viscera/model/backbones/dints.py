@@ -9,11 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from monai.networks.nets import DiNTS, TopologyInstance
-
 from torch import nn
 
 from viscera.model.backbones.base import Backbone
-
 
 
 class ChosenOperation(nn.Module):

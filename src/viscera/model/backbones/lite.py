@@ -1,4 +1,4 @@
-"""Our light network for CPUs (5.9 M parameters with the head): everything happens at half resolution or less.
+"""Our light network for CPUs (5.8 M parameters with the head): everything happens at half resolution or less.
 
 A stem with stride 2, then a U-Net of 32/64/128/256 channels whose decoder ends at half resolution; the model up-samples
 the eight feature channels it makes of it, not these 32. Batch norm with running statistics: at inference it is a scale
@@ -7,6 +7,8 @@ that a network trained on patches can be run over a whole scan in one pass.
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -32,7 +34,7 @@ class Lite(Backbone):
         super().__init__()
         self.feature_channels, self.bottleneck_channels = channels[0], channels[-1]
         self.multiple = self.minimum_voxels = 2 ** len(channels)
-        pairs = list(zip(channels, channels[1:], strict=False))
+        pairs = list(pairwise(channels))
         self.stem = _double(1, channels[0], stride=2)
         self.down = nn.ModuleList(_double(shallow, deep, stride=2) for shallow, deep in pairs)
         self.up = nn.ModuleList(nn.ConvTranspose3d(deep, shallow, 2, stride=2) for shallow, deep in reversed(pairs))

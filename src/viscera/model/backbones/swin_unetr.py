@@ -1,4 +1,4 @@
-"""The paper's Swin UNETR (Hatamizadeh et al. 2022), made of MONAI's: feature size 48, 62.19 M parameters with the head."""
+"""The paper's Swin UNETR (Hatamizadeh et al. 2022), made of MONAI's; feature size 48, 62.19 M parameters."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from monai.networks.nets.swin_unetr import PatchMergingV2
 
 from viscera.model.backbones.base import Backbone
 
-# Which of the eight voxels of a 2 x 2 x 2 cell the original merging joins, in order. It names two cells twice and leaves
-# two out ((1, 1, 0) and (0, 1, 1)); the released weights were trained with it, and MONAI's "merging" has since moved on.
+# Which of the eight voxels of a 2 x 2 x 2 cell the original merging joins, in order. It names two of them twice and
+# leaves two out, (1, 1, 0) and (0, 1, 1). The released weights were trained with it; MONAI's "merging" has moved on.
 ORIGINAL_CELL = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 0), (0, 0, 1), (1, 1, 1))
 
 
@@ -34,9 +34,7 @@ class SwinUNETRBackbone(Backbone):
     def __init__(self) -> None:
         super().__init__()
         # `use_checkpoint` saves memory in training and changes nothing else.
-        net = SwinUNETR(
-            in_channels=1, out_channels=1, feature_size=48, use_checkpoint=True, downsample=OriginalMerging
-        )
+        net = SwinUNETR(in_channels=1, out_channels=1, feature_size=48, use_checkpoint=True, downsample=OriginalMerging)
         for name, part in net.named_children():
             if name != "out":
                 self.add_module(name, part)

@@ -1,4 +1,4 @@
-"""The paper's U-Net (19.08 M parameters with the head): the 3-D U-Net of Models Genesis (Zhou et al. 2019).
+"""The paper's U-Net (19.08 M parameters): the 3-D U-Net of Models Genesis (Zhou et al. 2019).
 
 Two convolutions per stage, channels doubling inside a stage (32-64, 64-128, 128-256, 256-512), max pooling down,
 transposed convolutions up, skips by concatenation.

@@ -1,0 +1,291 @@
+"""What was found: volume, density and place of every class, and every tumour and cyst one by one."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+from scipy.spatial import ConvexHull, QhullError, distance
+
+from viscera.io.atomic import whole_file
+from viscera.masks import BoolArray
+from viscera.post.components import components
+from viscera.report.as_json import write_json
+from viscera.shapes import Box, triple
+from viscera.taxonomy import Structure
+
+SCHEMA = "viscera findings 1"
+Affine = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """One connected tumour or cyst. Places are RAS mm in the scan's own frame."""
+
+    number: int  # 1 is the largest of its class
+    volume_ml: float
+    longest_diameter_mm: float  # largest distance between two of its voxel centres, plus one voxel
+    axial_diameter_mm: float  # the same within the axial slice where it is longest (RECIST's longest diameter)
+    axial_width_mm: float  # extent in that slice at right angles to it
+    centre_mm: tuple[float, float, float]
+    host: str | None  # key of the organ it lies in or next to; None if none of its organs was found
+    mean_hu: float
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One class. Volumes count voxels of the scan's own grid."""
+
+    id: int
+    key: str
+    name: str
+    kind: str
+    volume_ml: float
+    mean_hu: float  # NaN if empty
+    sd_hu: float
+    components: int
+    mean_probability: float  # of the voxels the network called, before the rules; NaN if none
+    touches_border: bool  # the scan ends within it: volume and shape are not whole
+    centre_mm: tuple[float, float, float] | None  # RAS mm; None if empty
+    lesions: tuple[Lesion, ...] = ()  # for tumours and cysts, the largest first
+
+
+@dataclass(frozen=True, eq=False)
+class Crop:
+    """One class on the scan's grid, RAS axes: where its box lies, and which of the box's voxels are in."""
+
+    box: Box
+    mask: BoolArray
+
+
+def measure(
+    structure: Structure,
+    crop: Crop,
+    hu: npt.NDArray[Any],
+    affine: Affine,
+    *,
+    mean_probability: float = math.nan,
+    hosts: Mapping[str, Crop] | None = None,
+) -> Finding:
+    """Measures one class.
+
+    hu      the scan [X, Y, Z], RAS axes; `affine` takes its voxel indices to RAS mm
+    hosts   the organs its lesions may lie in, by key
+
+    An empty class has volume 0, no components, NaN densities and no centre.
+    """
+    voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
+    mask = crop.mask
+    count = int(mask.sum())
+    common = {"id": structure.id, "key": structure.key, "name": structure.name, "kind": structure.kind}
+    if count == 0:
+        return Finding(
+            **common,
+            volume_ml=0.0,
+            mean_hu=math.nan,
+            sd_hu=math.nan,
+            components=0,
+            mean_probability=mean_probability,
+            touches_border=False,
+            centre_mm=None,
+        )
+    values = hu[crop.box.slices][mask]
+    found = components(mask)
+    lesions: list[Lesion] = []
+    if structure.is_lesion:
+        for number, label in enumerate(found.by_size(), start=1):
+            box = found.boxes[label - 1]
+            one = Crop(box.shifted(crop.box.start), found.labels[box.slices] == label)
+            centre = found.centres[label - 1] + crop.box.start
+            lesions.append(_lesion(number, one, centre, hu, affine, voxel_ml, hosts or {}))
+    return Finding(
+        **common,
+        volume_ml=count * voxel_ml,
+        mean_hu=float(values.mean(dtype=np.float64)),
+        sd_hu=float(values.std(dtype=np.float64)),
+        components=len(found),
+        mean_probability=mean_probability,
+        touches_border=_touches_border(crop, hu.shape),
+        centre_mm=_place(found.voxels @ found.centres / count + crop.box.start, affine),
+        lesions=tuple(lesions),
+    )
+
+
+def _touches_border(crop: Crop, shape: Sequence[int]) -> bool:
+    """Whether any voxel lies in the first or last slice of any axis that has more than one."""
+    for axis in range(3):
+        if shape[axis] < 2:
+            continue
+        faces = np.moveaxis(crop.mask, axis, 0)
+        if (crop.box.start[axis] == 0 and faces[0].any()) or (crop.box.stop[axis] == shape[axis] and faces[-1].any()):
+            return True
+    return False
+
+
+def _place(voxel: npt.NDArray[np.float64], affine: Affine) -> tuple[float, float, float]:
+    x, y, z = affine[:3, :3] @ voxel + affine[:3, 3]
+    return (float(x), float(y), float(z))
+
+
+def _lesion(
+    number: int,
+    one: Crop,
+    centre: npt.NDArray[np.float64],
+    hu: npt.NDArray[Any],
+    affine: Affine,
+    voxel_ml: float,
+    hosts: Mapping[str, Crop],
+) -> Lesion:
+    # Distances are largest between voxels of the surface: a large lesion has few of them.
+    places = np.argwhere(one.mask & ~ndimage.binary_erosion(one.mask))
+    points = places @ affine[:3, :3].T
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    axial, width = _axial_diameters(places[:, 2], points, spacing)
+    return Lesion(
+        number=number,
+        volume_ml=int(one.mask.sum()) * voxel_ml,
+        longest_diameter_mm=_longest(points) + float(spacing.min()),
+        axial_diameter_mm=axial,
+        axial_width_mm=width,
+        centre_mm=_place(centre, affine),
+        host=_host(one, centre, hosts, affine),
+        mean_hu=float(hu[one.box.slices][one.mask].mean()),
+    )
+
+
+def _longest(points: npt.NDArray[np.float64]) -> float:
+    """The largest distance between two of `points` [N, D], mm."""
+    corners = _corners(points)
+    return float(distance.pdist(corners).max()) if len(corners) > 1 else 0.0
+
+
+def _corners(points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The corners of the convex hull; all points where there is none (too few, or all in a plane)."""
+    if len(points) > 3 * points.shape[1]:
+        try:
+            return points[ConvexHull(points).vertices]
+        except QhullError:  # flat: turn it until its thin direction drops out
+            centred = points - points.mean(0)
+            _, size, turn = np.linalg.svd(centred, full_matrices=False)
+            kept = size > 1e-6 * max(size[0], 1e-12)
+            if kept.sum() < points.shape[1] and kept.sum() > 1:
+                return _corners(centred @ turn[kept].T)
+            along = centred @ turn[0]
+            return points[[int(along.argmin()), int(along.argmax())]]
+    return points
+
+
+def _axial_diameters(
+    slices: npt.NDArray[np.intp], points: npt.NDArray[np.float64], spacing: npt.NDArray[np.float64]
+) -> tuple[float, float]:
+    """Longest diameter within one axial slice, and the extent across it there; both plus one voxel, mm."""
+    best, best_slice = -1.0, None
+    for z in np.unique(slices):
+        flat = _in_plane(points[slices == z])
+        length = _longest(flat)
+        if length > best:
+            best, best_slice = length, flat
+    assert best_slice is not None
+    corners = _corners(best_slice)
+    voxel = float(spacing[:2].min())
+    if best == 0:
+        return voxel, voxel
+    apart = distance.squareform(distance.pdist(corners))
+    a, b = np.unravel_index(int(apart.argmax()), apart.shape)
+    along = (corners[b] - corners[a]) / best
+    across = best_slice @ np.array([-along[1], along[0]])
+    return best + voxel, float(across.max() - across.min()) + voxel
+
+
+def _in_plane(points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Points of one slice [N, 3] in coordinates of their own plane [N, 2] (the slice may lie obliquely)."""
+    centred = points - points.mean(0)
+    _, _, turn = np.linalg.svd(centred, full_matrices=False)
+    flat: npt.NDArray[np.float64] = np.zeros((len(points), 2))
+    plane = centred @ turn.T
+    flat[:, : min(2, plane.shape[1])] = plane[:, :2]
+    return flat
+
+
+def _host(one: Crop, centre: npt.NDArray[np.float64], hosts: Mapping[str, Crop], affine: Affine) -> str | None:
+    """The organ that shares most voxels with the lesion; with none shared, the one whose voxels come nearest."""
+    shared = {key: _overlap(one, host) for key, host in hosts.items() if host.mask.any()}
+    if not shared:
+        return None
+    best = max(shared, key=lambda key: shared[key])
+    if shared[best] > 0:
+        return best
+
+    def nearest(key: str) -> float:
+        offsets = (np.argwhere(hosts[key].mask) + hosts[key].box.start - centre) @ affine[:3, :3].T
+        return float((offsets**2).sum(1).min())
+
+    return min(shared, key=nearest)
+
+
+def _overlap(a: Crop, b: Crop) -> int:
+    start = triple(map(max, a.box.start, b.box.start))
+    stop = triple(map(min, a.box.stop, b.box.stop))
+    if any(low >= high for low, high in zip(start, stop, strict=True)):
+        return 0
+    shared = Box(start, stop)
+    in_a, in_b = (crop.mask[shared.shifted(triple(-s for s in crop.box.start)).slices] for crop in (a, b))
+    return int((in_a & in_b).sum())
+
+
+def write_findings(findings: Sequence[Finding], folder: Path) -> None:
+    """findings.json (everything) and findings.csv (a row a class, then a row a lesion) in `folder`."""
+    write_json({"schema": SCHEMA, "frame": "RAS mm", "findings": findings}, folder / "findings.json")
+    with whole_file(folder / "findings.csv") as path:
+        path.write_text(findings_csv(findings), encoding="utf-8")
+
+
+COLUMNS = (
+    "id",
+    "key",
+    "name",
+    "kind",
+    "lesion",
+    "volume_ml",
+    "mean_hu",
+    "sd_hu",
+    "components",
+    "mean_probability",
+    "touches_border",
+    "centre_x_mm",
+    "centre_y_mm",
+    "centre_z_mm",
+    "longest_diameter_mm",
+    "axial_diameter_mm",
+    "axial_width_mm",
+    "host",
+)
+
+
+def findings_csv(findings: Sequence[Finding]) -> str:
+    """One row a class, and below it one row for each of its lesions (column `lesion`: its number)."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    for finding in findings:
+        for item in (finding, *finding.lesions):
+            row = {**{k: getattr(finding, k) for k in ("id", "key", "name", "kind")}, **asdict(item)}
+            row["lesion"] = getattr(item, "number", "")
+            if item.centre_mm is not None:
+                row |= dict(zip(("centre_x_mm", "centre_y_mm", "centre_z_mm"), item.centre_mm, strict=True))
+            writer.writerow({k: _cell(row.get(k)) for k in COLUMNS})
+    return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.4g}" if abs(value) < 1 else f"{value:.2f}"
+    return "" if value is None else value

@@ -1,0 +1,56 @@
+"""Many scans: names, failures, resuming."""
+
+from __future__ import annotations
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from viscera.errors import InputError
+from viscera.workflow.cohort import find_cases, segment_many
+from viscera.workflow.scan import SaveSettings, SegmentSettings
+
+from .conftest import phantom_hu
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "scans" / name).mkdir(parents=True)
+        nib.save(nib.Nifti1Image(phantom_hu(), np.diag([3.0, 3, 3, 1])), tmp_path / "scans" / name / "ct.nii.gz")
+    (tmp_path / "scans" / "broken.nii.gz").write_bytes(b"not an image")
+    return tmp_path / "scans"
+
+
+def test_scans_of_the_same_file_name_get_names_of_their_own(folder, tmp_path):
+    cases = find_cases([folder], tmp_path / "out")
+    assert [case.name for case in cases] == ["a_ct", "b_ct", "broken"]
+    assert cases[0].output == tmp_path / "out" / "a_ct"
+
+
+def test_a_scan_named_twice_and_an_empty_folder_are_errors(folder, tmp_path):
+    scan = folder / "a" / "ct.nii.gz"
+    with pytest.raises(InputError, match="twice"):
+        find_cases([scan, scan], tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="holds no scans"):
+        find_cases([tmp_path / "empty"], tmp_path)
+
+
+def test_goes_on_after_a_failure_and_resume_does_only_what_is_missing(bands, folder, tmp_path):
+    cases = find_cases([folder], tmp_path / "out")
+    settings, save = SegmentSettings(), SaveSettings(picture=False)
+    first = segment_many(cases, bands, settings, save)
+    assert [o.status for o in first] == ["done", "done", "failed"]
+    assert "broken.nii.gz" in str(first[2].error)
+    assert not cases[2].output.exists()
+
+    again = segment_many(cases, bands, settings, save)
+    assert [o.status for o in again] == ["failed"] * 3, "an earlier result is not replaced without being told to"
+
+    (cases[1].output / "segmentation.nii.gz").unlink()  # as if interrupted
+    resumed = segment_many(cases, bands, settings, save, resume=True)
+    assert [o.status for o in resumed] == ["skipped", "done", "failed"]
+
+    other = segment_many(cases[:1], bands, SegmentSettings(classes="liver"), save, resume=True)
+    assert [o.status for o in other] == ["done"], "a result of another request does not count"
