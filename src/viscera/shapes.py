@@ -83,14 +83,12 @@ class Box:
         import numpy as np
 
         # Reduce the last (contiguous) axis first: it is the cheap one.
-        mask = mask.astype(bool, copy=False)
-        xy = mask.any(axis=2)
-        spans = []
-        for profile in (xy.any(axis=1), xy.any(axis=0)):
-            spans.append(np.flatnonzero(profile))
+        voxels: Any = np.asarray(mask, bool)
+        xy = voxels.any(axis=2)
+        spans = [np.flatnonzero(xy.any(axis=1)), np.flatnonzero(xy.any(axis=0))]
         if spans[0].size == 0:
             return Box((0, 0, 0), (0, 0, 0))
-        inner = mask[spans[0][0] : spans[0][-1] + 1, spans[1][0] : spans[1][-1] + 1]
+        inner = voxels[spans[0][0] : spans[0][-1] + 1, spans[1][0] : spans[1][-1] + 1]
         spans.append(np.flatnonzero(inner.any(axis=(0, 1))))
         x, y, z = ((int(s[0]), int(s[-1]) + 1) for s in spans)
         return Box((x[0], y[0], z[0]), (x[1], y[1], z[1]))

@@ -5,18 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import click
 import typer
 
 from viscera.cli.main import app
 from viscera.taxonomy import taxonomy
 
 
-def commands() -> Iterator[tuple[str, click.Command]]:
+def commands() -> Iterator[tuple[str, Any]]:
     """Every command with the words one types for it, groups before their members."""
 
-    def walk(words: list[str], command: click.Command) -> Iterator[tuple[str, click.Command]]:
+    def walk(words: list[str], command: Any) -> Iterator[tuple[str, Any]]:
         yield " ".join(words), command
         for name, member in sorted(getattr(command, "commands", {}).items()):
             yield from walk([*words, name], member)
@@ -37,8 +37,8 @@ def command_page() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _row(parameter: click.Parameter) -> str:
-    option = isinstance(parameter, click.Option)
+def _row(parameter: Any) -> str:
+    option = parameter.param_type_name == "option"
     names = ", ".join([*parameter.opts, *parameter.secondary_opts]) if option else (parameter.name or "").upper()
     text = (getattr(parameter, "help", None) or "").replace("|", r"\|")
     shown = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -28,11 +28,13 @@ EXAMPLES = """
 `viscera segment scans/ -o out/ --resume`
 """
 
+PrecisionName = Literal["auto", "fp32", "bf16"]
 Model = Annotated[
     str, typer.Option("--model", "-m", help="Name of a model (`viscera weights list`) or a .safetensors file.")
 ]
 Precision = Annotated[
-    str, typer.Option(help="fp32 (exact), bf16 (about twice as fast), or auto: bf16 where the processor has it.")
+    PrecisionName,
+    typer.Option(help="fp32 (exact), bf16 (about twice as fast), or auto: bf16 where the processor has it."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")]

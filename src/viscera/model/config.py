@@ -109,7 +109,9 @@ def _config(values: Mapping[str, Any], where: str) -> ModelConfig:
         name: _built(parts[name], value, f"{where}, {name}") if name in parts and isinstance(value, Mapping) else value
         for name, value in values.items()
     }
-    return _built(ModelConfig, own, where)
+    config = _built(ModelConfig, own, where)
+    assert isinstance(config, ModelConfig)
+    return config
 
 
 def _built(kind: type[Any], values: Mapping[str, Any], where: str) -> Any:

@@ -39,7 +39,7 @@ class HeadWeights:
     def from_parameters(parameters: torch.Tensor) -> HeadWeights:
         """parameters [K, 153], in the paper's order: weights 8x8, 8x8, 8x1, then biases 8, 8, 1."""
         square = WIDTH * WIDTH
-        w1, w2, w3, b1, b2, b3 = parameters.split([square, square, WIDTH, WIDTH, WIDTH, 1], dim=1)
+        w1, w2, w3, b1, b2, b3 = torch.split(parameters, [square, square, WIDTH, WIDTH, WIDTH, 1], dim=1)
         return HeadWeights(
             w1.reshape(-1, WIDTH),
             b1.reshape(-1, 1),
@@ -69,7 +69,8 @@ def apply_heads(features: torch.Tensor, parameters: torch.Tensor) -> torch.Tenso
     voxels = features.flatten(1)
     if torch.is_grad_enabled() and (features.requires_grad or parameters.requires_grad):
         parts = [
-            checkpoint(_heads, chunk, parameters, use_reentrant=False) for chunk in voxels.split(_TRAINING_CHUNK, dim=1)
+            checkpoint(_heads, chunk, parameters, use_reentrant=False)
+            for chunk in torch.split(voxels, _TRAINING_CHUNK, dim=1)
         ]
         logits = torch.cat(parts, 1)
     else:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,8 @@ def read_state(path: Path) -> Mapping[str, torch.Tensor]:
     # Old files hold numpy numbers (the epoch, a learning rate). These are the constructors of plain values.
     allowed: list[Any] = [np.dtype, np.ndarray, type(np.dtype(np.float64)), type(np.dtype(np.float32))]
     allowed += [type(np.dtype(np.int64)), type(np.dtype(np.int32)), type(np.dtype(np.bool_))]
-    scalar, reconstruct = np._core.multiarray.scalar, np._core.multiarray._reconstruct
+    multiarray: Any = import_module("numpy._core.multiarray")
+    scalar, reconstruct = multiarray.scalar, multiarray._reconstruct
     for module in ("numpy._core.multiarray", "numpy.core.multiarray"):
         allowed += [(scalar, f"{module}.scalar"), (reconstruct, f"{module}._reconstruct")]
     try:

@@ -51,6 +51,7 @@ class UniversalModel(nn.Module):
             nn.Conv3d(backbone.feature_channels, WIDTH, kernel_size=1),
         )
         self.controller = nn.Conv3d(2 * EMBEDDING, PARAMETERS, kernel_size=1)
+        assert self.controller.bias is not None
         # The last of the 153 is the logit's bias: a new model starts from "not here", as nearly all voxels are.
         nn.init.constant_(self.controller.bias[-1:], math.log(PRIOR / (1 - PRIOR)))
         self._text_part: tuple[object, torch.Tensor] | None = None

@@ -39,7 +39,7 @@ class Components:
 
 def components(mask: BoolArray) -> Components:
     """All components of `mask`, labelled in one pass. An empty mask has none."""
-    labels, count = cc3d.connected_components(mask, connectivity=CONNECTIVITY, return_N=True)
+    labels, count = cc3d.connected_components(mask, connectivity=CONNECTIVITY, return_N=True)  # type: ignore[call-overload]
     if count == 0:
         return Components(labels, np.zeros(0, np.int64), np.zeros((0, 3)), ())
     found = cc3d.statistics(labels)

@@ -148,7 +148,7 @@ def _show(
     """One cut as a picture: grey values in the window, classes filled and outlined, sides marked."""
     order = [axis for axis in (plane.up, plane.across)]
 
-    def cut(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def cut(array: npt.NDArray[Any]) -> Any:
         flat = np.take(array, index, axis=plane.axis)
         rest = [axis for axis in range(3) if axis != plane.axis]
         picture = flat.transpose([rest.index(axis) for axis in order])[::-1]  # row 0 is the top

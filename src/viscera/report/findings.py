@@ -85,7 +85,7 @@ def measure(
     voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
     mask = crop.mask
     count = int(mask.sum())
-    common = {"id": structure.id, "key": structure.key, "name": structure.name, "kind": structure.kind}
+    common: dict[str, Any] = {"id": structure.id, "key": structure.key, "name": structure.name, "kind": structure.kind}
     if count == 0:
         return Finding(
             **common,
@@ -276,7 +276,8 @@ def findings_csv(findings: Sequence[Finding]) -> str:
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     for finding in findings:
-        for item in (finding, *finding.lesions):
+        items: tuple[Finding | Lesion, ...] = (finding, *finding.lesions)
+        for item in items:
             row = {**{k: getattr(finding, k) for k in ("id", "key", "name", "kind")}, **asdict(item)}
             row["lesion"] = getattr(item, "number", "")
             if item.centre_mm is not None:

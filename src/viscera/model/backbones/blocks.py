@@ -20,7 +20,7 @@ class SampleNorm(nn.BatchNorm3d):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         normed = [
             functional.batch_norm(sample, None, None, self.weight, self.bias, training=True, eps=self.eps)
-            for sample in input.split(1)
+            for sample in torch.split(input, 1)
         ]
         return normed[0] if len(normed) == 1 else torch.cat(normed)
 

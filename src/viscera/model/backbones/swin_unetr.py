@@ -13,7 +13,7 @@ from viscera.model.backbones.base import Backbone
 ORIGINAL_CELL = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 0), (0, 0, 1), (1, 1, 1))
 
 
-class OriginalMerging(PatchMergingV2):  # type: ignore[misc]
+class OriginalMerging(PatchMergingV2):
     """Halves a map [B, X, Y, Z, C] with even sides and doubles its channels, as the released weights expect."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

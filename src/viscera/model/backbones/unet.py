@@ -50,13 +50,13 @@ class Up(nn.Module):
     def __init__(self, channels_in: int, channels_skip: int, channels_out: int) -> None:
         super().__init__()
         self.up_conv = nn.ConvTranspose3d(channels_in, channels_in, kernel_size=2, stride=2)
-        self.ops = nn.Sequential(
-            ConvNormReLU(channels_in + channels_skip, channels_out), ConvNormReLU(channels_out, channels_out)
-        )
+        joined = ConvNormReLU(channels_in + channels_skip, channels_out)
+        self.ops = nn.ModuleList([joined, ConvNormReLU(channels_out, channels_out)])
 
     def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
-        first, second = self.ops
-        out: torch.Tensor = second(first.forward_two(self.up_conv(x), skip))
+        joined, second = self.ops
+        assert isinstance(joined, ConvNormReLU)
+        out: torch.Tensor = second(joined.forward_two(self.up_conv(x), skip))
         return out
 
 
