@@ -44,7 +44,7 @@ def resolve(
 
     Raises ClassNameError, which lists every unknown or ambiguous name together with what comes near.
     """
-    lexicon = _lexicon(taxonomy or own_taxonomy())
+    lexicon = _lexicon(own_taxonomy() if taxonomy is None else taxonomy)
     chosen: set[Structure] = set()
     faults: list[str] = []
     for name in lexicon.separated(names):
@@ -62,7 +62,7 @@ def resolve(
 
 def suggestions(name: str, taxonomy: Taxonomy | None = None) -> tuple[str, ...]:
     """Keys and groups that come nearest to `name` in words and spelling, best first; empty if none is like it."""
-    return _lexicon(taxonomy or own_taxonomy()).near(name)
+    return _lexicon(own_taxonomy() if taxonomy is None else taxonomy).near(name)
 
 
 def as_written(text: str) -> str:
@@ -106,6 +106,7 @@ class _Words:
     def split(self, text: str) -> list[str]:
         """The words of `text` in lower case and American spelling; signs, spaces and camelCase separate them."""
         text = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", unicodedata.normalize("NFKC", text))
+        text = re.sub(r"(?<=\b[A-Za-z])\.(?=[A-Za-z]\b)", "", text)  # I.V.C.
         text = " ".join(re.findall(r"[^\W_]+", re.sub(r"[&+]", " and ", text.casefold())))
         for british, american in self.spelling.items():
             text = text.replace(british, american)
@@ -134,12 +135,15 @@ class _Words:
             elif word not in self.filler:
                 parts.append(("word", self.canonical.get(word, word)))
         # "left and right", "tumor and cyst": the joining word adds nothing but that both are meant.
-        for before, here, after in list(zip(parts, parts[1:], parts[2:], strict=False)):
-            if here[0] == "joining" and before[0] == after[0] != "word":
-                parts.remove(here)
+        kept = []
+        for i, (role, word) in enumerate(parts):
+            beside = {parts[i - 1][0], parts[i + 1][0]} if 0 < i < len(parts) - 1 else set()
+            if role == "joining" and beside in ({"side"}, {"lesion"}):
                 plural = True
+            else:
+                kept.append((role, word))
         return _Phrase(
-            words=tuple(sorted(word for role, word in parts if role in ("word", "joining"))),
+            words=tuple(sorted(word for role, word in kept if role in ("word", "joining"))),
             sides=frozenset(s for role, word in parts if role == "side" for s in self.sides[word]),
             kinds=frozenset(k for role, word in parts if role == "lesion" for k in self.lesions[word]),
             plural=plural,
@@ -269,7 +273,9 @@ class _Lexicon:
         """What `phrase` means if its sides are left out; the kind decides between an organ and its lesions."""
         if not phrase.words:
             return [s for s in self._taxonomy if s.kind in phrase.kinds]
-        keys = {way.target for way in self._by_words[phrase.words] if bool(way.phrase.kinds) == bool(phrase.kinds)}
+        keys = {
+            way.target for way in self._by_words.get(phrase.words, ()) if bool(way.phrase.kinds) == bool(phrase.kinds)
+        }
         return [s for s in self._taxonomy if s.key in keys and (not phrase.kinds or s.kind in phrase.kinds)]
 
     def _of_the_sides(self, phrase: _Phrase, meant: list[Structure]) -> list[Structure]:
@@ -282,7 +288,7 @@ class _Lexicon:
         """The meaning of "liver and spleen". Raises ClassNameError if `name` is no such list of known names."""
         parts = [list(part) for joins, part in groupby(words, self._words.joining.__contains__) if not joins]
         lesions = {bool(self._words.read(part, self._vocabulary).kinds) for part in parts}
-        # "liver and kidney tumor" may mean the liver or its tumor, so such a list is refused.
+        # "liver and kidney tumor" may mean the liver or its tumour, so such a list is refused.
         if len(lesions) == 1 and not self._words.joining.isdisjoint(words):
             with suppress(ClassNameError):
                 return [structure for part in parts for structure in self.meaning(" ".join(part))]

@@ -80,11 +80,13 @@ def test_whitening_goes_from_centred_to_equally_far():
     assert centred.std() > half.std() > full.std()
 
 
-def test_a_later_class_is_whitened_like_the_others_and_stays_finite():
-    bank = make(CLASSES, FakeEncoder(), prompt("v3"), Finish(centre=True, whiten=1))
-    grown = bank.changed([*CLASSES, taxonomy()["aorta"]], FakeEncoder(), prompt("v3"))
-    assert np.isfinite(grown.vectors).all()
-    assert np.linalg.norm(grown.vectors[4]) < 100 * np.linalg.norm(grown.vectors[0])
+def test_whitening_by_hand():
+    # Unit vectors x and y: mean (1/2, 1/2, 0), spread sqrt(1/2) along (1, -1, 0) and none elsewhere. A later class z
+    # lies at (-1/2, -1/2, 1) from the mean, where nothing spread: it is divided by the smallest spread there was.
+    fitted = np.eye(2, 3, dtype=np.float32)
+    finished = Finish(centre=True, whiten=1).apply(np.eye(3, dtype=np.float32), fitted)
+    expected = np.array([[0.5, -0.5, 0], [-0.5, 0.5, 0], [-0.5, -0.5, 1]]) / np.sqrt(0.5)
+    np.testing.assert_allclose(finished, expected, atol=1e-6)
 
 
 def test_unit_length_comes_last():
