@@ -12,15 +12,15 @@ import pytest
 
 from tests.report.evaluation_scenes import AFFINE, LIVER, SHAPE, SPLEEN, organs, save, scene
 from viscera.errors import InputError, OutputError, SettingError
+from viscera.report.as_json import plain
 from viscera.report.evaluation import THRESHOLDS, Evaluation, EvaluationSettings, evaluate
-from viscera.report.evaluation_cases import Places, find_cases
+from viscera.report.evaluation_cases import Case, Places, find_cases
 from viscera.report.evaluation_report import picture_of, worst, write_evaluation
 from viscera.report.evaluation_tables import (
     csv_text,
     detection_rows,
     json_text,
     markdown_text,
-    plain,
     read_evaluation,
     score_table,
     summary_rows,
@@ -32,6 +32,10 @@ def run(
 ) -> Evaluation:
     """Evaluate root/p against root/r."""
     return evaluate(find_cases(Places(root / "p", root / "r", **places), table), settings)
+
+
+def cases_in(root: Path) -> list[Case]:
+    return find_cases(Places(root / "p", root / "r"))
 
 
 def three_cases(root: Path) -> None:
@@ -246,7 +250,7 @@ def test_tolerance_by_class_or_for_all() -> None:
 def written(tmp_path: Path) -> tuple[Evaluation, Path]:
     three_cases(tmp_path)
     result = run(tmp_path)
-    write_evaluation(result, tmp_path / "out", EvaluationSettings(), pictures=2)
+    write_evaluation(result, tmp_path / "out", cases_in(tmp_path), EvaluationSettings(), pictures=2)
     return result, tmp_path / "out"
 
 
@@ -288,8 +292,8 @@ def test_what_is_no_evaluation_is_refused(tmp_path: Path) -> None:
 def test_an_earlier_evaluation_is_not_replaced_unasked(written: tuple[Evaluation, Path]) -> None:
     result, out = written
     with pytest.raises(OutputError, match="Use --overwrite"):
-        write_evaluation(result, out, EvaluationSettings())
-    write_evaluation(result, out, EvaluationSettings(), pictures=0, overwrite=True)
+        write_evaluation(result, out, [], EvaluationSettings())
+    write_evaluation(result, out, [], EvaluationSettings(), pictures=0, overwrite=True)
 
 
 def test_the_page_needs_nothing_but_itself(written: tuple[Evaluation, Path]) -> None:
@@ -304,7 +308,7 @@ def test_names_in_the_page_are_escaped(tmp_path: Path) -> None:
     save(scene(), tmp_path / "r" / "<b>x&y.nii.gz")
     save(scene(), tmp_path / "p" / "<b>x&y.nii.gz")
     result = run(tmp_path)
-    write_evaluation(result, tmp_path / "out", EvaluationSettings())
+    write_evaluation(result, tmp_path / "out", cases_in(tmp_path), EvaluationSettings())
     html = (tmp_path / "out" / "report.html").read_text()
     assert "<b>x" not in html and "&lt;b&gt;x&amp;y" in html
 
@@ -319,9 +323,9 @@ def test_markdown_lists_classes_and_failures(tmp_path: Path) -> None:
 
 
 def test_the_worst_cases_come_first_and_show_the_patient_right_on_the_left(written: tuple[Evaluation, Path]) -> None:
-    result, _ = written
+    result, out = written
     assert [(case.name, key) for case, key in worst(result, 3)] == [("c", "liver"), ("b", "spleen"), ("b", "liver")]
-    picture = picture_of(result.cases[1], "spleen", EvaluationSettings())
+    picture = picture_of(cases_in(out.parent)[1], "spleen", EvaluationSettings())
     # The second file axis runs to the patient's left (2 mm), RAS x to the right: moved by +1 voxel is one to the left.
     assert picture.spacing_mm == (2.0, 3.0, 1.5)
     reference, prediction = (np.flatnonzero(m.any(axis=(1, 2))) for m in (picture.reference, picture.prediction))

@@ -27,6 +27,8 @@ EXAMPLES = """
 `viscera evaluate out/ labelsTr/ --labels dataset.json --prediction-labels viscera`
 
 `viscera evaluate out/ references/ --cases cases.csv --images scans/ --classes organs --workers 4`
+
+`viscera evaluate amos22/ --model lite --dataset amos -o external/`
 """
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the report and the tables.")]
@@ -39,9 +41,24 @@ Labels = Annotated[
 
 
 def evaluate(
-    predictions: Annotated[Path, typer.Argument(help="Folder of predictions, or one label map or folder of masks.")],
-    references: Annotated[Path, typer.Argument(help="Folder of references with the same names, or one of them.")],
+    places: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="PREDICTIONS REFERENCES",
+            help="Two folders with the same names in both, or one file or folder of masks each. With --model only the "
+            "folder of the data set.",
+        ),
+    ],
     output: Output = Path("evaluation"),
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Segment the data set of --dataset with this model first.")
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            help="The references are a data set as downloaded: its key (`viscera data list`) or a .toml table."
+        ),
+    ] = None,
     classes: Annotated[
         str | None, typer.Option("--classes", "-c", help="Score these only. Everything both sides know by default.")
     ] = None,
@@ -89,11 +106,24 @@ def evaluate(
     Dice, surface Dice, HD95, volumes and detection per class, with intervals; a broken file is reported and the rest
     is scored. See docs/how-to/evaluate.md.
     """
+    from viscera.errors import SettingError
     from viscera.metrics.detection import Matching
     from viscera.report.evaluation import EvaluationSettings, evaluate
     from viscera.report.evaluation_cases import Places, find_cases, split_classes
+    from viscera.report.evaluation_dataset import dataset_cases
     from viscera.report.evaluation_report import write_evaluation
 
+    if model is not None and (dataset is None or len(places) != 1):
+        raise SettingError("--model needs --dataset and one place, the folder of the data set.")
+    if model is None and len(places) != 2:
+        raise SettingError(f"Give two places, predictions and references; got {len(places)}.")
+    if dataset is not None and (labels is not None or cases is not None):
+        raise SettingError("--dataset brings its own labels and cases: leave --labels and --cases out.")
+    console = console_of(quiet)
+    if model is not None and dataset is not None:
+        places = [output / "predictions", places[0]]
+        _segment(console, dataset, places[1], model, classes, places[0])
+    predictions, references = places
     reference_table, prediction_table = label_tables(labels, prediction_labels)
     settings = EvaluationSettings(
         references=reference_table,
@@ -104,17 +134,19 @@ def evaluate(
         tolerance_mm=tolerance,
         matching=Matching(match, least_iou, most_mm, smallest_ml),  # type: ignore[arg-type]  # it refuses other words
     )
-    found = find_cases(Places(predictions, references, images, probabilities), cases)
-    console = console_of(quiet)
+    if dataset is not None:
+        found = dataset_cases(dataset, references, predictions)
+    else:
+        found = find_cases(Places(predictions, references, images, probabilities), cases)
     with progress(console, len(found)) as ended:
         result = evaluate(
             found,
             settings,
             workers=min(workers or os.cpu_count() or 1, len(found)),
-            name=name or predictions.resolve().name,
+            name=name or model or predictions.resolve().name,
             ended=ended,
         )
-        written = write_evaluation(result, output, settings, pictures=pictures, overwrite=overwrite)
+        written = write_evaluation(result, output, found, settings, pictures=pictures, overwrite=overwrite)
     report(console, result)
     console.print(f"Read {written[-2]}; tables in {output}/: {', '.join(path.name for path in written)}")
     if result.failures:
@@ -122,6 +154,131 @@ def evaluate(
 
 
 evaluate.__doc__ = f"{evaluate.__doc__}\n{EXAMPLES}"
+
+
+def agreement(
+    readers: Annotated[
+        list[str],
+        typer.Argument(
+            help="Folders of masks, one per reading: NAME=FOLDER. One NAME twice is one reader who read twice."
+        ),
+    ],
+    model: Annotated[Path | None, typer.Option("--model", "-m", help="Folder of a model's predictions.")] = None,
+    output: Output = Path("agreement"),
+    classes: Annotated[str | None, typer.Option("--classes", "-c", help="Compare these only.")] = None,
+    labels: Labels = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes. All cores by default.")] = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Does a model differ from readers more than readers differ from each other?
+
+    Compares every two readings of the same scans, and the model with each; says per class whether the model lies
+    within the readers' variance.
+
+    **Examples**
+
+    `viscera agreement A=reader1/ B=reader2/ --model out/ -o agreement/`
+
+    `viscera agreement A=first/ A=second/ B=reader2/`
+    """
+    from rich.markup import escape
+
+    from viscera.report.evaluation import EvaluationSettings
+    from viscera.report.evaluation_agreement import Reading, compare_readings, write_agreement
+    from viscera.report.evaluation_tables import class_name
+
+    table, _ = label_tables(labels, None)
+    readings = []
+    for text in readers:
+        name, found, folder = text.partition("=")
+        readings.append(Reading(name, Path(folder)) if found else Reading(Path(text).name, Path(text)))
+    settings = EvaluationSettings(references=table, predictions=table, classes=chosen(classes, table))
+    console = console_of(quiet)
+    with console.status("Comparing") as status:
+        result = compare_readings(
+            readings,
+            model,
+            settings,
+            workers=workers or os.cpu_count() or 1,
+            progress=lambda pair: status.update(f"Comparing {escape(pair)}"),
+        )
+        written = write_agreement(result, output, overwrite=overwrite)
+    for key, r in result.readers.items():
+        console.print(f"{class_name(key)}: readers {r.inter:.3f}, model {r.model:.3f}: {r.verdict} ({r.n} cases)")
+    console.print(f"Read {written[2]}; tables in {output}/: {', '.join(path.name for path in written)}")
+
+
+def check_reports(
+    truths: Annotated[Path, typer.Argument(help="CSV with the columns case, class, present (yes or no), size_mm.")],
+    results: Annotated[Path, typer.Argument(help="Folder of results of `viscera segment`, one folder per case.")],
+    output: Output = Path("check"),
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Check tumour findings against pathology or radiology reports, patient by patient.
+
+    Sensitivity and specificity with intervals, agreement of sizes, and the list of disagreements to review.
+
+    **Example**
+
+    `viscera check-reports reports.csv out/ -o check/`
+    """
+    from viscera.report.evaluation_tables import shown_proportion
+    from viscera.report.evaluation_truths import check_reports, read_truths, write_check
+
+    result = check_reports(read_truths(truths), results)
+    written = write_check(result, output, overwrite=overwrite)
+    console = console_of(quiet)
+    for asked in (*result.asked, None):
+        found = result.detection(asked)
+        console.print(
+            f"{asked or 'all together'}: sensitivity {shown_proportion(found.sensitivity)}, "
+            f"specificity {shown_proportion(found.specificity)}",
+            markup=False,
+        )
+    console.print(
+        f"{len(result.disagreements)} to review, {len(result.rows) - len(result.answered())} without an answer"
+    )
+    console.print(f"Read {written[2]}; tables in {output}/: {', '.join(path.name for path in written)}")
+
+
+def _segment(console: Console, dataset: str, folder: Path, model: str, classes: str | None, output: Path) -> None:
+    """Segment the scans of a data set, as far as that was not done before; one that fails is told and left out.
+
+    Only classes that the table draws and the model has are computed.
+    """
+    from rich.markup import escape
+
+    from viscera.data.catalogue import table_for
+    from viscera.data.layout import find_cases
+    from viscera.errors import InputError
+    from viscera.model.store import load_model
+    from viscera.names import resolve
+    from viscera.workflow.cohort import Case, segment_many
+    from viscera.workflow.scan import SaveSettings, SegmentSettings
+
+    found = find_cases(table_for(dataset), folder)
+    network = load_model(model)
+    asked = {s.key for s in resolve(classes)} if classes else set(network.config.classes)
+    keys = [key for key in network.config.classes if key in found.dataset.annotated and key in asked]
+    if not keys:
+        raise InputError(f"{model} has none of the classes that {found.dataset.title} annotates.")
+    cases = [Case(case.name, case.image, output / case.name) for case in found.cases if case.image is not None]
+    if not cases:
+        raise InputError(f"{found.dataset.title} in {folder} has labels but no scan to segment.")
+    with console.status("Segmenting") as status:
+        outcomes = segment_many(
+            cases,
+            network,
+            SegmentSettings(classes=keys),
+            SaveSettings(masks=True, picture=False),
+            resume=True,
+            begun=lambda case: status.update(f"Segmenting {escape(case.name)}"),
+        )
+    for outcome in outcomes:
+        if outcome.error is not None:
+            console.print(f"[red]{escape(outcome.case.name)}: {escape(str(outcome.error))}[/]")
 
 
 def label_tables(labels: Path | None, prediction_labels: str | None) -> tuple[LabelTable, LabelTable]:

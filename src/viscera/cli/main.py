@@ -12,7 +12,9 @@ from typer.core import TyperGroup
 
 from viscera.cli import text, weights
 from viscera.cli.classes import classes
-from viscera.cli.evaluate import evaluate
+from viscera.cli.compare import compare
+from viscera.cli.evaluate import agreement, check_reports, evaluate
+from viscera.cli.export import export, splits
 from viscera.cli.segment import demo, segment
 from viscera.errors import VisceraError
 
@@ -46,6 +48,11 @@ app.command()(classes)
 app.add_typer(text.app)
 app.add_typer(weights.app, name="weights")
 app.command()(evaluate)
+app.command()(compare)
+app.command()(agreement)
+app.command("check-reports")(check_reports)
+app.command()(export)
+app.command()(splits)
 
 
 @app.callback(invoke_without_command=True)

@@ -27,9 +27,11 @@ from viscera.metrics.detection import LesionMatch, Matching, match_at_thresholds
 from viscera.metrics.score import ClassMasks, Score, box_around, score_classes
 from viscera.metrics.tolerances import tolerances_mm
 from viscera.report.evaluation_cases import Case
+from viscera.report.evaluation_dataset import read_drawn
 from viscera.report.evaluation_grid import Grid, lookup
 from viscera.report.evaluation_labels import (
     LabelTable,
+    Side,
     canonical,
     grid_of,
     image_name,
@@ -91,7 +93,6 @@ class CaseResult:
     froc: Mapping[str, tuple[LesionMatch, ...]] = field(default_factory=dict)  # one per entry of THRESHOLDS
     data_set: str = ""
     groups: Mapping[str, str] = field(default_factory=dict)
-    image: str | None = None
     prediction_sha256: str | None = None
     reference_sha256: str | None = None
     notes: tuple[str, ...] = ()  # what a reader must know, in sentences
@@ -233,10 +234,7 @@ def _failure(case: Case, error: str) -> Failure:
 def score_case(case: Case, settings: EvaluationSettings) -> CaseResult:
     """Score one case on its reference's grid. Raises VisceraError where it cannot be scored."""
     started = time.perf_counter()
-    if case.prediction is None:
-        raise InputError("There is no prediction of this case.")
-    reference = read_side(case.reference, settings.references)
-    prediction = read_side(case.prediction, settings.predictions)
+    reference, prediction = read_sides(case, settings)
     way = lookup(prediction.grid, reference.grid, case.name)
     known = [key for key in reference.keys if parts_of(key, prediction.keys)]
     merged = [
@@ -273,12 +271,19 @@ def score_case(case: Case, settings: EvaluationSettings) -> CaseResult:
         froc=froc,
         data_set=case.data_set,
         groups=case.groups,
-        image=str(case.image) if case.image else None,
         prediction_sha256=prediction.sha256,
         reference_sha256=reference.sha256,
         notes=(way.note,) if way.note else (),
         seconds=time.perf_counter() - started,
     )
+
+
+def read_sides(case: Case, settings: EvaluationSettings) -> tuple[Side, Side]:
+    """The reference and the prediction of a case. Raises VisceraError."""
+    if case.prediction is None:
+        raise InputError("There is no prediction of this case.")
+    reference = read_drawn(case.drawn) if case.drawn else read_side(case.reference, settings.references)
+    return reference, read_side(case.prediction, settings.predictions)
 
 
 def _is_wanted(key: str, case: Case, settings: EvaluationSettings) -> bool:

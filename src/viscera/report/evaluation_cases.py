@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from viscera.data.layout import Case as DatasetCase
 from viscera.errors import InputError, SettingError
 from viscera.report.evaluation_labels import IMAGE_SUFFIXES, canonical, image_name, is_image, mask_files
 
@@ -32,6 +33,7 @@ class Case:
     data_set: str = ""
     groups: Mapping[str, str] = field(default_factory=dict)  # further columns of the table: sub-groups
     annotated: tuple[str, ...] | None = None  # classes that were annotated; None: as the settings say
+    drawn: DatasetCase | None = None  # the reference as a case of a data set, whose table says what it means
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -117,10 +117,14 @@ class Side(Protocol):
 
 def read_side(path: Path, table: LabelTable) -> Side:
     """Read a label map, or the masks of a folder. Raises ImageError."""
-    return _Folder(path) if path.is_dir() else _Map(path, table)
+    if path.is_dir():
+        return MaskFiles({canonical(image_name(file)): [file] for file in mask_files(path)})
+    return MapFile(path, table)
 
 
-class _Map:
+class MapFile:
+    """A label map as a side."""
+
     def __init__(self, path: Path, table: LabelTable) -> None:
         volume = read_labels(path)
         self.grid, self.sha256 = grid_of(volume), volume.provenance.sha256
@@ -135,22 +139,24 @@ class _Map:
         return LabelMap(lookup(self._array), joined)
 
 
-class _Folder:
-    def __init__(self, path: Path) -> None:
-        self._files = {canonical(image_name(file)): file for file in mask_files(path)}
-        self.keys = tuple(sorted(self._files))
-        first = read_labels(next(iter(self._files.values())))
-        self.grid = grid_of(first)
+class MaskFiles:
+    """One mask file per class, or several, as a side; a class without a file is absent."""
+
+    def __init__(self, files: Mapping[str, Sequence[Path]]) -> None:
+        self._files = files
+        self.keys = tuple(files)
+        first = next(file for of_class in files.values() for file in of_class)
+        self.grid = grid_of(read_labels(first))
         self.sha256: str | None = None
 
     def masks(self, keys: Iterable[str], lookup: Lookup) -> ClassMasks:
         found = {}
         for key in keys:
             whole = np.zeros(lookup.to.shape, bool)
-            for part in parts_of(key, self.keys):
-                volume = read_labels(self._files[part])
+            for file in (file for part in parts_of(key, self.keys) for file in self._files[part]):
+                volume = read_labels(file)
                 if not grid_of(volume).is_same(self.grid):
-                    raise ImageError(f"{self._files[part]} has another grid than the masks beside it.")
+                    raise ImageError(f"{file} has another grid than the masks beside it.")
                 whole |= lookup(volume.array) > 0
             found[key] = SoftMask.of(whole)
         x, y, z = lookup.to.spacing_mm

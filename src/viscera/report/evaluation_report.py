@@ -13,12 +13,14 @@ from viscera.io.labels import read_numbers
 from viscera.io.orientation import closest_to_ras
 from viscera.metrics.edge_cases import METRICS
 from viscera.metrics.edge_cases import __doc__ as edge_case_table
+from viscera.metrics.score import box_around
 from viscera.metrics.statistics import Summary, summarise
 from viscera.metrics.tolerances import tolerances
 from viscera.report import page, plots
-from viscera.report.evaluation import CaseResult, Evaluation, EvaluationSettings
+from viscera.report.evaluation import CaseResult, Evaluation, EvaluationSettings, read_sides
+from viscera.report.evaluation_cases import Case
 from viscera.report.evaluation_grid import lookup
-from viscera.report.evaluation_labels import grid_of, read_side
+from viscera.report.evaluation_labels import grid_of
 from viscera.report.evaluation_tables import (
     HEADLINE,
     NAME,
@@ -52,12 +54,15 @@ _BOXES = ("dice", "nsd", "hd95_mm")
 def write_evaluation(
     evaluation: Evaluation,
     folder: Path,
+    cases: Sequence[Case],
     settings: EvaluationSettings,
     *,
     pictures: int = PICTURES,
     overwrite: bool = False,
 ) -> list[Path]:
     """Write every table and the report into `folder`; returns the files.
+
+    `cases` and `settings` are those that were evaluated; the pictures of the worst cases are drawn from their files.
 
     Raises OutputError if the folder holds an earlier evaluation and `overwrite` is False, or cannot be written.
     """
@@ -69,7 +74,7 @@ def write_evaluation(
         "lesions.csv": csv_text(lesion_table(evaluation)),
         "detection.csv": csv_text(detection_table(evaluation)),
         "report.md": markdown_text(evaluation),
-        "report.html": report_page(evaluation, settings, pictures=pictures),
+        "report.html": report_page(evaluation, cases, settings, pictures=pictures),
         NAME: json_text(evaluation),
     }
     written = []
@@ -82,7 +87,9 @@ def write_evaluation(
     return written
 
 
-def report_page(evaluation: Evaluation, settings: EvaluationSettings, *, pictures: int = PICTURES) -> str:
+def report_page(
+    evaluation: Evaluation, cases: Sequence[Case], settings: EvaluationSettings, *, pictures: int = PICTURES
+) -> str:
     """The report as one HTML page. Pictures of the worst cases are drawn from their files, as many as can be read."""
     parts = [
         page.heading(f"Evaluation of {evaluation.name}", 1),
@@ -94,7 +101,7 @@ def report_page(evaluation: Evaluation, settings: EvaluationSettings, *, picture
         *_distributions(evaluation),
         *_detection(evaluation),
         *_volumes(evaluation),
-        *_worst(evaluation, settings, pictures),
+        *_worst(evaluation, cases, settings, pictures),
         *_all_cases(evaluation),
         *_troubles(evaluation),
         *_method(evaluation, settings),
@@ -260,7 +267,8 @@ def worst(evaluation: Evaluation, count: int) -> list[tuple[CaseResult, str]]:
     return chosen
 
 
-def _worst(evaluation: Evaluation, settings: EvaluationSettings, count: int) -> Iterator[str]:
+def _worst(evaluation: Evaluation, cases: Sequence[Case], settings: EvaluationSettings, count: int) -> Iterator[str]:
+    by_name = {case.name: case for case in cases}
     chosen = worst(evaluation, count)
     if not chosen:
         return
@@ -278,20 +286,18 @@ def _worst(evaluation: Evaluation, settings: EvaluationSettings, count: int) -> 
             f"{case.reference} and {case.prediction}"
         )
         try:
-            yield page.figure(plots.case_picture(picture_of(case, key, settings)), caption)
+            yield page.figure(plots.case_picture(picture_of(by_name[case.name], key, settings)), caption)
         except VisceraError as error:  # the files may have moved since they were scored
             yield page.paragraph(f"{caption}: no picture ({error})", quiet=True)
 
 
-def picture_of(case: CaseResult, key: str, settings: EvaluationSettings) -> plots.Picture:
+def picture_of(case: Case, key: str, settings: EvaluationSettings) -> plots.Picture:
     """One class of one case as arrays to draw, cut around both masks, RAS axes. Raises VisceraError."""
-    reference = read_side(Path(case.reference), settings.references)
-    prediction = read_side(Path(case.prediction), settings.predictions)
+    reference, prediction = read_sides(case, settings)
     grid = reference.grid
     truth = reference.masks([key], lookup(grid, grid, case.name))
     found = prediction.masks([key], lookup(prediction.grid, grid, case.name))
-    boxes = [box for side in (truth, found) if not (box := side.box(key)).is_empty]
-    box = boxes[0] if len(boxes) == 1 else boxes[0].union(boxes[1])
+    box = box_around([truth.box(key), found.box(key)])
     margin = triple(int(np.ceil(_PICTURE_MARGIN_MM / s)) for s in grid.spacing_mm)
     box = box.grown(margin, within=grid.shape)
     way = closest_to_ras(grid.affine)

@@ -10,7 +10,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass
 from math import inf, isnan, nan
 from pathlib import Path
 from typing import Any
@@ -31,13 +31,13 @@ from viscera.metrics.detection import (
 from viscera.metrics.edge_cases import METRICS, Metric
 from viscera.metrics.score import Score
 from viscera.metrics.statistics import Proportion, Summary, summarise
+from viscera.report.as_json import plain
 from viscera.report.evaluation import THRESHOLDS, CaseResult, Evaluation, Failure
 from viscera.taxonomy import taxonomy
 
 FORMAT = "viscera evaluation 1"
 NAME = "evaluation.json"
 ALL = "all cases"
-_SCORE_FIELDS = tuple(field.name for field in fields(Score))
 
 
 def class_name(key: str) -> str:
@@ -262,19 +262,6 @@ def _cell(value: Any) -> Any:
 
 
 # --- JSON ------------------------------------------------------------------------------------------------------------
-
-
-def plain(value: Any) -> Any:
-    """A value for JSON: dataclasses as objects, NaN as null, infinity as "inf"."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, float):
-        return None if isnan(value) else value if abs(value) < inf else "inf" if value > 0 else "-inf"
-    return value
 
 
 def json_of(value: Any) -> str:
