@@ -47,8 +47,7 @@ def midplane(hu: npt.NDArray[Any], spacing_mm: SpacingMm, without: BoolArray | N
         profile = body.sum((1, 2))
         total = int(profile.sum())
         if total and total * float(np.prod(spacing_mm)) / 1000 >= least_ml:
-            middle: np.int64 = np.searchsorted(np.cumsum(profile), total / 2)
-            return float(middle)
+            return int(np.searchsorted(np.cumsum(profile), total / 2)) * 1.0
     return (hu.shape[0] - 1) / 2
 
 

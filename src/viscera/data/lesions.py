@@ -250,13 +250,14 @@ def _roughness(
     coarse = tuple(max(2, int(np.ceil(n * s / (0.7 * mean_mm))) + 1) for n, s in zip(shape, spacing_mm, strict=True))
     bumps = torch.from_numpy(rng.standard_normal((1, 1, *coarse)).astype(np.float32))
     smooth = functional.interpolate(bumps, tuple(shape), mode="trilinear", align_corners=True)[0, 0]
-    out: npt.NDArray[np.float32] = lesion.roughness * smooth.numpy()
+    out: npt.NDArray[np.float32] = smooth.numpy() * np.float32(lesion.roughness)
     if lesion.spiked:
         offsets = np.meshgrid(
             *(((np.arange(n) - c) * s).astype(np.float32) for n, c, s in zip(shape, centre, spacing_mm, strict=True)),
             indexing="ij",
         )
-        direction = np.stack(offsets, -1) / np.maximum(np.linalg.norm(np.stack(offsets), axis=0), 1e-3)[..., None]
+        direction = np.stack(offsets, -1)
+        direction /= np.maximum(np.linalg.norm(direction, axis=-1, keepdims=True), 1e-3)
         spikes = rng.standard_normal((int(rng.integers(6, 14)), 3)).astype(np.float32)
         spikes /= np.linalg.norm(spikes, axis=1, keepdims=True)
         out -= 0.6 * ((direction @ spikes.T).max(-1) - 0.94).clip(0) / 0.06  # cones of 20 degrees

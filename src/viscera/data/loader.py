@@ -72,8 +72,6 @@ def patch_loader(
         num_workers=workers,
         collate_fn=_as_batch,
         worker_init_fn=_single_thread if workers else None,
-        multiprocessing_context="spawn" if workers else None,
-        persistent_workers=False,
     )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from viscera.data.assemble import LabelTable
 from viscera.data.cache import CachedCase
 from viscera.errors import InputError, SettingError
-from viscera.shapes import Box, Triple, triple
+from viscera.shapes import Triple
 from viscera.taxonomy import taxonomy
 
 
@@ -161,12 +161,6 @@ class PatchSampler:
         return Draw(number, index, (x, y, z), target, int(rng.integers(2**63)))
 
 
-def patch_box(centre: tuple[float, float, float], patch_voxels: Triple) -> tuple[Triple, Triple]:
-    """Where a patch that is not turned or scaled begins and ends, in voxels; may lie outside the scan."""
-    start = triple(round(c - (p - 1) / 2) for c, p in zip(centre, patch_voxels, strict=True))
-    return start, triple(a + p for a, p in zip(start, patch_voxels, strict=True))
-
-
 def _codes_by_row(case: CachedCase, table: LabelTable, classes: tuple[str, ...]) -> dict[str, list[int]]:
     """Annotated classes and unions that occur in the scan -> the codes that hold them."""
     unions = ["|".join(k for k, member in zip(classes, row, strict=True) if member) for row in table.union_members]
@@ -181,10 +175,3 @@ def _codes_by_row(case: CachedCase, table: LabelTable, classes: tuple[str, ...])
 
 def _is_lesion(row: str) -> bool:
     return row in taxonomy() and taxonomy()[row].is_lesion
-
-
-def inside(start: Triple, stop: Triple, shape: Triple) -> Box:
-    """The part of a box that lies inside an array; empty at its edge if none does."""
-    low = triple(min(max(a, 0), n) for a, n in zip(start, shape, strict=True))
-    high = triple(min(max(b, lo), n) for b, lo, n in zip(stop, low, shape, strict=True))
-    return Box(low, high)

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from viscera.data.drawing import CodeArray
 from viscera.io.volume import AIR_HU
-from viscera.shapes import Triple, triple
+from viscera.shapes import Box, Triple, triple
 
 Matrix = npt.NDArray[np.float64]
 
@@ -51,6 +51,8 @@ class SpatialPlan:
 
     def source_box(self, centre: tuple[float, float, float], patch_voxels: Triple) -> tuple[Triple, Triple]:
         """First and past-the-last scan voxel that the patch may look at on each axis; may lie outside the scan."""
+        if self.is_crop:
+            return patch_box(centre, patch_voxels)
         half = (np.array(patch_voxels) - 1) / 2
         reach = np.abs(self.matrix) @ half
         if self.control is not None:
@@ -81,6 +83,8 @@ def apply_spatial(
     """
     if min(hu.shape) == 0:
         return torch.full(patch_voxels, AIR_HU), torch.zeros(patch_voxels, dtype=torch.int32)
+    if plan.is_crop:
+        return _cropped(hu, codes, start, patch_box(centre, patch_voxels))
     where = _source_coordinates(plan, np.array(centre) - np.array(start), patch_voxels)
     # grid_sample wants the last axis first, from -1 at the first voxel's centre to 1 at the last one's. A crop one
     # voxel thick has no such scale: it is doubled.
@@ -92,6 +96,34 @@ def apply_spatial(
     image = functional.grid_sample(above_air[None, None], grid, mode="bilinear", align_corners=True)[0, 0]
     labels = functional.grid_sample(drawn[None, None], grid, mode="nearest", align_corners=True)[0, 0]
     return image.add_(AIR_HU), labels.to(torch.int32)
+
+
+def patch_box(centre: tuple[float, float, float], patch_voxels: Triple) -> tuple[Triple, Triple]:
+    """Where a patch that is not turned or scaled begins and ends, in voxels; may lie outside the scan."""
+    start = triple(round(c - (p - 1) / 2) for c, p in zip(centre, patch_voxels, strict=True))
+    return start, triple(a + p for a, p in zip(start, patch_voxels, strict=True))
+
+
+def inside(start: Triple, stop: Triple, shape: Triple) -> Box:
+    """The part of a box that lies inside an array; empty at its edge if none does."""
+    low = triple(min(max(a, 0), n) for a, n in zip(start, shape, strict=True))
+    high = triple(min(max(b, a), n) for b, a, n in zip(stop, low, shape, strict=True))
+    return Box(low, high)
+
+
+def _cropped(
+    hu: npt.NDArray[Any], codes: CodeArray, start: Triple, patch: tuple[Triple, Triple]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The voxels of `patch` (first and past-the-last scan voxel) from a crop that begins at the scan's `start`."""
+    size = triple(b - a for a, b in zip(*patch, strict=True))
+    low = triple(a - s for a, s in zip(patch[0], start, strict=True))
+    high = triple(b - s for b, s in zip(patch[1], start, strict=True))
+    have = inside(low, high, triple(hu.shape))
+    image, labels = torch.full(size, AIR_HU), torch.zeros(size, dtype=torch.int32)
+    at = have.shifted(triple(-a for a in low)).slices
+    image[at] = torch.from_numpy(hu[have.slices].astype(np.float32))
+    labels[at] = torch.from_numpy(codes[have.slices].astype(np.int32))
+    return image, labels
 
 
 def _source_coordinates(plan: SpatialPlan, centre: Matrix, patch_voxels: Triple) -> torch.Tensor:

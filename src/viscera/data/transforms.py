@@ -31,8 +31,8 @@ from viscera.data.intensity import (
     with_structure_means,
 )
 from viscera.data.lesions import Lesion, LesionSettings, draw_lesion, grow_lesion
-from viscera.data.sampling import Draw, inside
-from viscera.data.spatial import LARGEST_BEND, SpatialPlan, apply_spatial, control_shape, rotation
+from viscera.data.sampling import Draw
+from viscera.data.spatial import LARGEST_BEND, SpatialPlan, apply_spatial, control_shape, inside, rotation
 from viscera.errors import SettingError
 from viscera.shapes import Triple
 from viscera.taxonomy import taxonomy
