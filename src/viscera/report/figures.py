@@ -60,7 +60,8 @@ def preview(
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    present = [s for s in structures if (label_map == s.id).any()]
+    counts = np.bincount(label_map.ravel("K"), minlength=256)
+    present = [s for s in structures if counts[s.id]]
     colours = np.zeros((max((s.id for s in structures), default=0) + 1, 3))
     for s in structures:
         colours[s.id] = np.array(s.colour) / 255
@@ -149,7 +150,7 @@ def _show(
     order = [axis for axis in (plane.up, plane.across)]
 
     def cut(array: npt.NDArray[Any]) -> Any:
-        flat = np.take(array, index, axis=plane.axis)
+        flat = np.moveaxis(array, plane.axis, 0)[index]  # a view; np.take would copy the whole scan first
         rest = [axis for axis in range(3) if axis != plane.axis]
         picture = flat.transpose([rest.index(axis) for axis in order])[::-1]  # row 0 is the top
         return picture[:, ::-1] if plane.mirrored else picture
