@@ -132,6 +132,14 @@ def test_a_missing_data_file(tmp_path):
         read_volume(path)
 
 
+@pytest.mark.parametrize("axes", ["73", "0", "-3", "many", "99999999999"])
+def test_a_metaimage_whose_number_of_axes_would_crash_itk(tmp_path, axes):
+    path = saved(tmp_path / "ct.mha")
+    path.write_bytes(path.read_bytes().replace(b"NDims = 3", b"NDims = " + axes.encode()))
+    with pytest.raises(ImageError, match=f"NDims is '{axes}', not a number from 1 to 10"):
+        read_volume(path)
+
+
 def test_impossible_geometry(tmp_path):
     header = (
         "NRRD0005\ntype: short\ndimension: 3\nspace: right-anterior-superior\nsizes: 24 20 12\n"

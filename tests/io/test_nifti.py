@@ -88,6 +88,9 @@ def test_a_pair_is_read_by_either_name_and_packed(tmp_path):
     wanted = read_volume(tmp_path / "ct.hdr")
     for name in ("ct.img", "ct.hdr.gz", "ct.img.gz"):
         np.testing.assert_array_equal(read_volume(tmp_path / name).array, wanted.array)
+    shutil.copy(tmp_path / "ct.hdr", tmp_path / "ct.nii")
+    with pytest.raises(ImageError, match=r"is the header of an \.hdr/\.img pair but is not called \.hdr"):
+        read_volume(tmp_path / "ct.nii")
     (tmp_path / "ct.img").unlink()
     (tmp_path / "ct.img.gz").unlink()
     with pytest.raises(ImageError, match=r"half of an \.hdr/\.img pair; its other half ct\.img is not beside it"):

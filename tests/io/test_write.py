@@ -1,5 +1,6 @@
 import errno
 import os
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -69,6 +70,17 @@ def test_a_pair_and_a_squeezed_source_become_single_3d_files(tmp_path):
         written = nib.load(tmp_path / "seg.nii.gz")
         assert written.shape == (24, 20, 12)
         np.testing.assert_array_equal(written.affine, nib.load(source).affine)
+
+
+def test_a_header_that_no_longer_fits_is_not_used(tmp_path):
+    volume = read_volume(nifti_file(tmp_path / "ct.nii"))
+    moved = replace(volume, affine=GRIDS["oblique"])
+    cut = replace(volume, array=volume.array[:5])
+    for number, like in enumerate((moved, cut)):
+        write_image(like.array, like, tmp_path / f"{number}.nii")
+        again = read_volume(tmp_path / f"{number}.nii")
+        np.testing.assert_array_equal(again.array, like.array)
+        np.testing.assert_allclose(again.affine, like.affine, atol=1e-4)
 
 
 # over every other source

@@ -22,6 +22,7 @@ from viscera.io.volume import Provenance, Volume
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # its own inverse
 _HEADER_BYTES = 1 << 16  # text headers end long before
+_META_MAX_AXES = 10
 _COMPRESSION_LEVEL = 1  # fast rather than small
 
 
@@ -39,6 +40,9 @@ def read_itk(path: Path, image_format: str) -> Volume:
 
     Raises ImageError for a truncated or damaged file, and for one that is not a single volume of real numbers.
     """
+    header = _text_header(path)
+    if image_format == "MetaImage":
+        _require_dimensions(header, path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.SetImageIO({"NRRD": "NrrdImageIO", "MetaImage": "MetaImageIO"}[image_format])
@@ -58,7 +62,6 @@ def read_itk(path: Path, image_format: str) -> Volume:
             f"({reason})."
         ) from error
     array, about_numbers = compact(sitk.GetArrayFromImage(image).T.reshape(shape, order="F"))
-    header = _text_header(path)
     notes = (*about_shape, *_about_orientation(header), *about_numbers)
     return Volume(array, _affine(image), Provenance(str(path), image_format, sha256=_digest(path, header), notes=notes))
 
@@ -93,6 +96,15 @@ def _text_header(path: Path) -> str:
     """The lines that stand before the voxels (and whatever bytes of them fit in)."""
     with path.open("rb") as file:
         return file.read(_HEADER_BYTES).decode("latin-1")
+
+
+def _require_dimensions(header: str, path: Path) -> None:
+    """Raise ImageError for a number of axes beyond what ITK's MetaImage reader has room for: it would crash."""
+    for found in re.findall(r"NDims\s*[=:]\s*(\S*)", header):
+        if not (found.isascii() and found.isdecimal() and 1 <= int(found) <= _META_MAX_AXES):
+            raise ImageError(
+                f"{path} is a damaged MetaImage: NDims is {found!r}, not a number from 1 to {_META_MAX_AXES}."
+            )
 
 
 def _about_orientation(header: str) -> tuple[str, ...]:

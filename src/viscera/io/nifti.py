@@ -10,6 +10,7 @@ slices (x to the left, y to the back, z to the head), which is what ITK-based vi
 from __future__ import annotations
 
 import math
+import re
 import zlib
 from collections.abc import Iterable, Iterator
 from itertools import product
@@ -35,7 +36,7 @@ _DISAGREEMENT_VOXELS = 0.1  # an sform and a qform further apart than this at a 
 _MM_PER_UNIT = {"meter": 1000.0, "mm": 1.0, "micron": 0.001}
 _NIFTI1_BYTES, _NIFTI2_BYTES = 348, 540
 _EXTENSION_FLAG_BYTES = 4  # stand behind the header of a single file
-_SINGLE_FILE: dict[int, Any] = {_NIFTI1_BYTES: nib.Nifti1Header, _NIFTI2_BYTES: nib.Nifti2Header}
+_VERSIONS: dict[int, Any] = {_NIFTI1_BYTES: nib.Nifti1Header, _NIFTI2_BYTES: nib.Nifti2Header}
 _SLAB = 32  # slices compressed at once
 
 
@@ -49,28 +50,24 @@ def read_nifti(path: Path) -> Volume:
 
     Raises ImageError for a truncated or damaged file, and for one that is not a single volume of real numbers.
     """
-    header_path, data_path = _pair(path)
-    with ByteStream(header_path) as stream:
+    with ByteStream(_header_path(path)) as stream:
         header = _read_header(stream)
         try:
             dtype, scaling = header.get_data_dtype(), header.get_slope_inter()
             shape, notes = one_volume(header.get_data_shape(), str(path))
-            with np.errstate(all="ignore"):  # whatever a damaged header holds: the affine is checked afterwards
-                affine, about_affine = _affine(header, shape)
+            affine, about_affine = _affine(header, shape)
             offset = int(header["vox_offset"])
         except (HeaderDataError, ValueError, OverflowError, KeyError) as error:
             raise ImageError(f"{path} has a damaged header: {error}. Convert it again from its source.") from error
         require_real(dtype, str(path))
-        if data_path == header_path:
+        if getattr(header, "is_single", False):  # header and voxels in one file
             stream.upto(max(offset - len(header.binaryblock), _EXTENSION_FLAG_BYTES))
             raw, sha256 = _voxels(stream, shape, dtype)
         else:
-            sha256 = stream.digest()
-    if data_path != header_path:
-        with ByteStream(data_path) as stream:
-            stream.upto(max(offset, 0))
-            raw, data_sha256 = _voxels(stream, shape, dtype)
-        sha256 = sha256_of_parts([sha256, data_sha256])
+            with ByteStream(_data_path(stream.path)) as data:
+                data.upto(max(offset, 0))
+                raw, data_sha256 = _voxels(data, shape, dtype)
+            sha256 = sha256_of_parts([stream.digest(), data_sha256])
     slope, intercept = scaling
     array, about_numbers = compact(raw, 1.0 if slope is None else slope, intercept or 0.0)
     is_nifti = isinstance(header, nib.Nifti1Header)
@@ -138,39 +135,55 @@ def _voxels(stream: ByteStream, shape: Triple, dtype: np.dtype[Any]) -> tuple[np
 
 def _header_like(like: Volume) -> Any:
     """A single-file NIfTI header with the geometry of `like`."""
-    if like.nifti_header is None:
-        header = _SINGLE_FILE[_NIFTI1_BYTES]()
+    header = _stored_header(like)
+    if header is None:
+        header = _VERSIONS[_NIFTI1_BYTES]()
         orthonormal = is_orthonormal(like.affine)
         header.set_sform(like.affine, code="scanner")
         header.set_qform(like.affine, code="scanner" if orthonormal else "unknown", strip_shears=True)
         header.set_xyzt_units("mm")
         return header
-    header = _SINGLE_FILE[len(like.nifti_header)](like.nifti_header, check=False)
     header["magic"] = header.single_magic  # the source may have been an .hdr/.img pair
     for name, of_the_image in (("descrip", b""), ("aux_file", b""), ("cal_min", 0), ("cal_max", 0), ("intent_code", 0)):
         header[name] = of_the_image
     return header
 
 
-def _pair(path: Path) -> tuple[Path, Path]:
-    """The files that hold the header and the voxels: one and the same unless it is an .hdr/.img pair."""
-    for given, partner in ((".hdr", ".img"), (".img", ".hdr")):
-        for packed in ("", ".gz"):
-            if path.name.lower().endswith(given + packed):
-                stem = path.name[: -len(given + packed)]
-                other = _beside(path, stem, partner)
-                return (path, other) if given == ".hdr" else (other, path)
-    return path, path
+def _stored_header(like: Volume) -> Any:
+    """The header that `like` was read with; None if there is none, or if `like` was given another grid since."""
+    if like.nifti_header is None:
+        return None
+    header = _VERSIONS[len(like.nifti_header)](like.nifti_header, check=False)
+    same = header.get_data_shape()[:3] == like.shape and np.array_equal(_affine(header, like.shape)[0], like.affine)
+    return header if same else None
 
 
-def _beside(path: Path, stem: str, suffix: str) -> Path:
-    candidates = [path.with_name(stem + s) for s in (suffix, suffix + ".gz", suffix.upper())]
+def _header_path(path: Path) -> Path:
+    """`path` itself, or the .hdr file beside it if it is the .img file of a pair."""
+    return _partner(path, ".img", ".hdr") or path
+
+
+def _data_path(header_path: Path) -> Path:
+    """The .img file that belongs to the header of a pair."""
+    found = _partner(header_path, ".hdr", ".img")
+    if found is None:
+        raise ImageError(f"{header_path} is the header of an .hdr/.img pair but is not called .hdr. Rename both files.")
+    return found
+
+
+def _partner(path: Path, own: str, other: str) -> Path | None:
+    """The file that ends in `other` beside `path`, which ends in `own` (each may be gzipped); None if it does not."""
+    stem = re.sub(rf"\{own}(\.gz)?$", "", path.name, flags=re.IGNORECASE)
+    if stem == path.name:
+        return None
+    candidates = [path.with_name(stem + suffix) for suffix in (other, f"{other}.gz", other.upper())]
     for candidate in candidates:
         if candidate.is_file():
             return candidate
     raise ImageError(f"{path} is half of an .hdr/.img pair; its other half {candidates[0].name} is not beside it.")
 
 
+@np.errstate(all="ignore")  # whatever a damaged header holds: the result is checked by everyone who reads it
 def _affine(header: Any, shape: Triple) -> tuple[npt.NDArray[np.float64], tuple[str, ...]]:
     """Voxel index -> RAS+ mm, and what is worth saying about it."""
     notes: list[str] = []

@@ -152,7 +152,10 @@ def _grid(stack: _Stack, chosen: npt.NDArray[np.intp], name: str, force: bool) -
     tilt = float(np.degrees(np.arccos(min(1.0, cosine))))
     if tilt < _TILT_DEGREES:
         return grid, grid.notes
-    note = f"The gantry was tilted: slices lie {tilt:.1f} degrees off their normal. The grid is kept sheared."
+    note = (
+        f"The gantry was tilted: slices lie {tilt:.1f} degrees off their normal. The grid is kept sheared; viewers "
+        "made with ITK refuse that in NIfTI files and take it in .nrrd and .mha."
+    )
     return grid, (*grid.notes, note)
 
 
@@ -170,9 +173,9 @@ def _planes(
             content = source.load()
             digests[source.name] = hashlib.sha256(content).hexdigest()
             stored = stored_pixels(content, source.name)
-            if len(stored.frames) != (described := sum(s.source is source for s in slices)):
+            if len(stored.frames) != piece.frames:
                 raise ImageError(
-                    f"{source.name} holds {len(stored.frames)} frames, but says of {described} where they lie. "
+                    f"{source.name} holds {len(stored.frames)} frames, but says of {piece.frames} where they lie. "
                     f"Export {name} again as one file a slice."
                 )
             notes[_LOSSY] += stored.lossy
@@ -198,8 +201,9 @@ def _hounsfield(stored: npt.NDArray[Any], piece: Slice, padding: int | None) -> 
     """One stored plane in HU (int16 or float32), and how many of its voxels were padding that became air."""
     if padding is not None and padding * piece.slope + piece.intercept > _PLAUSIBLE_HU:
         blank = stored == padding
-        air = (AIR_HU - piece.intercept) / piece.slope
-        return compact(np.where(blank, air, stored), piece.slope, piece.intercept)[0], int(blank.sum())
+        plane, _ = compact(np.where(blank, 0, stored), piece.slope, piece.intercept)
+        plane[blank] = AIR_HU
+        return plane, int(blank.sum())
     return compact(stored, piece.slope, piece.intercept)[0], 0
 
 
@@ -223,5 +227,5 @@ def _affine(stack: _Stack, grid: Grid) -> Floats:
 
 
 def _counted(left_out: Counter[str]) -> str:
-    """ ": 1 localizer, 2 x secondary capture"; empty if nothing was left out."""
+    """ ": 1 x localizer, 2 x secondary capture"; empty if nothing was left out."""
     return ": " * bool(left_out) + ", ".join(f"{count} x {kind}" for kind, count in sorted(left_out.items()))

@@ -17,7 +17,11 @@ from viscera.io.dicom.files import DicomObject
 Vector = tuple[float, ...]
 
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and its multi-frame kinds, which go on with a dot
-_NOT_SCANS = {"SEG": "segmentation", "RTDOSE": "dose map", "RTIMAGE": "planning image", "PR": "presentation"}
+_IDENTITY = (
+    *("StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality"),
+    *("Rows", "Columns"),
+)
+_NOT_SCANS = {"SEG": "segmentation", "RTDOSE": "dose map", "RTIMAGE": "planning image"}
 _SAME = 1e-3  # direction cosines and spacings (mm) closer than this are those of one image
 _SCOUT_WORDS = {"LOCALIZER", "SCOUT", "TOPOGRAM"}
 
@@ -26,6 +30,7 @@ _SCOUT_WORDS = {"LOCALIZER", "SCOUT", "TOPOGRAM"}
 class Slice:
     """One image plane, with the terms of DICOM; lengths in mm, positions in LPS.
 
+    frame        its number in an object of `frames` image planes
     position     centre of the first pixel (3 numbers), None if the file does not say
     orientation  direction along a row, then along a column (6 numbers), None if the file does not say
     spacing_mm   distance between rows, then between columns (2 numbers), None if the file does not say
@@ -33,6 +38,7 @@ class Slice:
 
     source: DicomObject
     frame: int
+    frames: int
     position: Vector | None
     orientation: Vector | None
     spacing_mm: Vector | None
@@ -91,19 +97,21 @@ def find_series(objects: Iterable[DicomObject]) -> tuple[list[Series], Counter[s
     Slices of one series UID that differ in size, orientation or spacing cannot be one image: they become series of
     their own.
     """
-    groups: list[list[Slice]] = []
+    groups: dict[tuple[Any, ...], list[list[Slice]]] = {}
     left_out: Counter[str] = Counter()
     for found in objects:
         kind = _kind_left_out(found.header)
         if kind is not None:
             left_out[kind] += 1
             continue
+        kin = groups.setdefault(_identity(found.header), [])
         for piece in _slices(found):
-            same = next((group for group in groups if _belong_together(group[0], piece)), None)
+            same = next((group for group in kin if _parallel(group[0], piece)), None)
             if same is None:
-                groups.append(same := [])
+                kin.append(same := [])
             same.append(piece)
-    return [_series(number, pieces) for number, pieces in enumerate(groups, 1)], left_out
+    images = [pieces for kin in groups.values() for pieces in kin]
+    return [_series(number, pieces) for number, pieces in enumerate(images, 1)], left_out
 
 
 def choose(series: Sequence[Series], wanted: str | None, path: str) -> tuple[Series, tuple[str, ...]]:
@@ -171,6 +179,7 @@ def _slices(found: DicomObject) -> list[Slice]:
             Slice(
                 source=found,
                 frame=frame,
+                frames=len(per_frame),
                 position=_numbers(_group(groups, "PlanePositionSequence", found.header), "ImagePositionPatient", 3),
                 orientation=_numbers(
                     _group(groups, "PlaneOrientationSequence", found.header), "ImageOrientationPatient", 6
@@ -211,23 +220,15 @@ def _values(header: Dataset, keyword: str) -> list[Any]:
     return [value] if isinstance(value, str | int | float) else list(value)
 
 
-def _belong_together(a: Slice, b: Slice) -> bool:
-    """Whether two slices may be planes of one image."""
-    # Anonymised files may have lost their UIDs; then the other fields have to tell series apart.
-    names = (
-        "StudyInstanceUID",
-        "SeriesInstanceUID",
-        "SeriesNumber",
-        "SeriesDescription",
-        "Modality",
-        "Rows",
-        "Columns",
-    )
-    return (
-        all(a.source.header.get(name) == b.source.header.get(name) for name in names)
-        and _close(a.orientation, b.orientation)
-        and _close(a.spacing_mm, b.spacing_mm)
-    )
+def _identity(header: Dataset) -> tuple[Any, ...]:
+    """What objects of one image have in common."""
+    # Anonymised files may have lost their UIDs; then the number and description have to tell series apart.
+    return tuple(str(header.get(keyword, "")) for keyword in _IDENTITY)
+
+
+def _parallel(a: Slice, b: Slice) -> bool:
+    """Whether two slices have the same orientation and spacing."""
+    return _close(a.orientation, b.orientation) and _close(a.spacing_mm, b.spacing_mm)
 
 
 def _close(a: Vector | None, b: Vector | None) -> bool:
