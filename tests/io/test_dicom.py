@@ -388,6 +388,12 @@ def test_missing_slices_are_interpolated_by_force_and_the_grid_stays_true(tmp_pa
     assert "3 of 12 slices were interpolated because of --force" in volume.provenance.notes[0]
 
 
+def test_more_missing_than_there_is_is_never_filled(tmp_path):
+    folder = dicom_series(tmp_path / "ct", skip=(2, 3, 4, 5, 6, 7, 8, 9))
+    with pytest.raises(ImageError, match=r"8 slices missing between .* More is missing than there is"):
+        read_volume(folder, force=True)
+
+
 def test_slices_that_are_there_stay_as_they_are_beside_interpolated_ones(tmp_path):
     shifts = {4: 0.04, 5: -0.04, 9: 0.3}
     volume = read_volume(dicom_series(tmp_path / "ct", skip=(3,), edit=move(shifts)), force=True)

@@ -58,7 +58,8 @@ def regular_grid(positions: Floats, normal: Floats, pixel_mm: float, *, force: b
     pixel_mm   the smaller in-plane spacing
     force      where slices are missing or unevenly spaced, place the volume's slices evenly and interpolate
 
-    Raises ImageError if slices are missing or uneven (unless forced) and if they are shifted sideways (always).
+    Raises ImageError if slices are missing or uneven (unless forced), if most are missing, and if they are shifted
+    sideways.
     """
     along = positions @ normal
     last = len(along) - 1
@@ -93,6 +94,8 @@ def regular_grid(positions: Floats, normal: Floats, pixel_mm: float, *, force: b
             "fills the gaps by linear interpolation."
         )
     count = round((along[last] - along[0]) / usual) + 1
+    if count > 2 * len(along):
+        raise ImageError(f"{name}: {what}. More is missing than there is; copy or export the series again.")
     step = (along[last] - along[0]) / (count - 1)
     wanted = along[0] + step * np.arange(count)
     index = np.clip(np.searchsorted(along, wanted, side="right") - 1, 0, last - 1)
