@@ -256,7 +256,7 @@ def _segment(console: Console, dataset: str, folder: Path, model: str, classes: 
     from viscera.model.store import load_model
     from viscera.names import resolve
     from viscera.workflow.cohort import Case, segment_many
-    from viscera.workflow.scan import SaveSettings, SegmentSettings
+    from viscera.workflow.scan import UNTRAINED, SaveSettings, SegmentSettings
 
     found = find_cases(table_for(dataset), folder)
     network = load_model(model)
@@ -264,6 +264,8 @@ def _segment(console: Console, dataset: str, folder: Path, model: str, classes: 
     keys = [key for key in network.config.classes if key in found.dataset.annotated and key in asked]
     if not keys:
         raise InputError(f"{model} has none of the classes that {found.dataset.title} annotates.")
+    if not network.config.trained:
+        console.print(f"[bold red]{UNTRAINED}[/]\n")
     cases = [Case(case.name, case.image, output / case.name) for case in found.cases if case.image is not None]
     if not cases:
         raise InputError(f"{found.dataset.title} in {folder} has labels but no scan to segment.")
