@@ -47,6 +47,7 @@ def test_the_bootstrap_interval_is_the_normal_one_for_many_values_and_repeats() 
     margin = 1.96 * values.std() / 20
     assert (low, high) == pytest.approx((values.mean() - margin, values.mean() + margin), abs=0.03)
     assert bootstrap_interval(values) == (low, high)
+    assert all(map(isnan, bootstrap_interval([1.0])))
 
 
 def test_proportion_without_cases() -> None:

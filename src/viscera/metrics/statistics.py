@@ -58,7 +58,7 @@ class Summary:
     infinite: int  # of them infinite: left out of mean, sd and interval; the worst in the quartiles
     mean: float
     sd: float  # of the sample (n - 1); NaN for a single case
-    low: float  # 95 % bootstrap interval of the mean
+    low: float  # 95 % bootstrap interval of the mean; NaN for a single case
     high: float
     q1: float
     median: float
@@ -100,9 +100,9 @@ def _quantiles(values: FloatArray) -> tuple[float, float, float]:
 
 
 def bootstrap_interval(values: Sequence[float] | FloatArray, resamples: int = RESAMPLES) -> tuple[float, float]:
-    """The 95 % percentile bootstrap interval of the mean of finite `values`; NaN without any."""
+    """The 95 % percentile bootstrap interval of the mean of finite `values`; NaN for fewer than two."""
     values = np.asarray(values, np.float64)
-    if not len(values):
+    if len(values) < 2:
         return (nan, nan)
     draws = np.random.default_rng(SEED).integers(len(values), size=(resamples, len(values)))
     tail = 50 * (1 - CONFIDENCE)

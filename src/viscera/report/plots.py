@@ -100,7 +100,10 @@ def box_plot(values: Mapping[str, Sequence[float]], metric: Metric) -> bytes:
         axes.set_xlim(-0.02, 1.02)
     else:  # one organ found in the wrong place must not flatten all others
         axes.set_xscale("symlog", linthresh=5)
-        axes.set_xticks(_TICKS_MM, [f"{tick:g}" for tick in _TICKS_MM])
+        largest = max((float(np.max(v, where=np.isfinite(v), initial=5)) for v in values.values()), default=5)
+        ticks = [tick for tick in _TICKS_MM if tick <= 2 * largest]
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.set_xlim(0, 1.2 * largest)
     return _png(figure)
 
 
