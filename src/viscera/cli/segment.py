@@ -86,6 +86,8 @@ def segment(
     from viscera.workflow.scan import DEFAULT_MODEL, UNTRAINED, SaveSettings, SegmentSettings, chosen_classes
 
     settings = SegmentSettings(
+        series=series,
+        force=force,
         classes=classes,
         post=post,
         crop=crop,
@@ -113,9 +115,7 @@ def segment(
             network,
             settings,
             save,
-            series=series,
             resume=resume,
-            force=force,
             listener=bar.stage,
             begun=bar.begin,
             ended=lambda outcome, result: _report(console, outcome, result, single),

@@ -29,13 +29,16 @@ def run_record(
     orientation: str,
     model: Mapping[str, Any],
     request: Mapping[str, Any],
-    settings: Mapping[str, Any],
+    used: Mapping[str, Any],
     rules: Sequence[RuleNote],
     warnings: Sequence[str],
     timings_s: Mapping[str, float],
     started: datetime,
 ) -> dict[str, Any]:
-    """Everything about a run as plain values; the caller adds the files written."""
+    """Everything about a run as plain values; the caller adds the files written.
+
+    request  what was asked for; `used` is what "auto" became on this machine
+    """
     return {
         "schema": SCHEMA,
         "started": started.isoformat(timespec="seconds"),
@@ -51,7 +54,7 @@ def run_record(
         },
         "model": dict(model),
         "request": dict(request),
-        "settings": dict(settings),
+        "used": dict(used),
         "rules": [asdict(note) for note in rules],
         "warnings": list(warnings),
         "timings_s": dict(timings_s),

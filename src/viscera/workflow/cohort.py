@@ -39,7 +39,8 @@ def find_cases(scans: Sequence[Path], output: Path) -> list[Case]:
     """The cases in `scans` (files, DICOM folders, archives, or folders of such), each with a name of its own.
 
     A scan is named after its file; where two would share a name (`a/ct.nii.gz`, `b/ct.nii.gz`), the folders that
-    tell them apart come before it (`a_ct`, `b_ct`). Raises InputError if a folder holds no scan, or a scan is named twice.
+    tell them apart come before it (`a_ct`, `b_ct`). Raises InputError if a folder holds no scan, or if a scan is named
+    twice.
     """
     found = [path for place in scans for path in (scan_files(place) if place.is_dir() else [place])]
     paths = [path.absolute() for path in found]
@@ -55,9 +56,7 @@ def segment_many(
     settings: SegmentSettings,
     save: SaveSettings,
     *,
-    series: str | None = None,
     resume: bool = False,
-    force: bool = False,
     listener: Stage | None = None,
     begun: Callable[[Case], None] | None = None,
     ended: Callable[[Outcome, Result | None], None] | None = None,
@@ -80,7 +79,7 @@ def segment_many(
                 # A folder that is not whole is an interrupted run's, and may be replaced by --resume.
                 save_here = save.replacing(save.overwrite or resume)
                 refuse_existing(case.output, save_here.overwrite)
-                result = segment_scan(case.scan, model, settings, series=series, force=force, watch=watch)
+                result = segment_scan(case.scan, model, settings, watch=watch)
                 result.save(case.output, save_here, watch=watch)
                 outcome = Outcome(case, "done", sum(watch.seconds.values()))
         except VisceraError as error:

@@ -43,7 +43,7 @@ from viscera.workflow.outputs import RECORD, file_sizes, staged
 
 DEFAULT_MODEL = "lite"
 UNTRAINED = (
-    "These weights are UNTRAINED: the masks are noise that shows how the program works, not where organs are. "
+    "These weights are UNTRAINED: this run shows how the program works; what it finds and misses means nothing. "
     "Import trained weights with `viscera weights import` or `viscera weights pull`, and name them with --model."
 )
 
@@ -73,14 +73,18 @@ class Stopwatch:
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentSettings:
-    """What to compute on a scan, apart from the model and the scan itself.
+    """What to do with a scan, apart from the model.
 
+    series     which series of a DICOM folder that holds several (UID, number or description)
+    force      take images that do not look like CT
     classes    names as `viscera.names.resolve` takes them; None: every class of the model
     post       apply the rules of `post.toml`
     crop       leave out the air around the body
     inference  precision, overlap, device
     """
 
+    series: str | None = None
+    force: bool = False
     classes: str | Sequence[str | int] | None = None
     post: bool = True
     crop: bool = True
@@ -165,6 +169,8 @@ def request(scan: Path | None, model: UniversalModel, settings: SegmentSettings)
         "model": model.config.name,
         "model_sha256": model_sha256(model),
         "classes": [s.key for s in chosen_classes(model, settings.classes)],
+        "series": settings.series,
+        "force": settings.force,
         "post": settings.post,
         "crop": settings.crop,
         **asdict(settings.inference),
@@ -259,15 +265,9 @@ def segment_scan(
     model: UniversalModel,
     settings: SegmentSettings | None = None,
     *,
-    series: str | None = None,
-    force: bool = False,
     watch: Stopwatch | None = None,
 ) -> Result:
-    """Finds the asked classes in one scan.
-
-    scan    a file, a DICOM folder or archive, or a Volume in Hounsfield units
-    series  which series of a DICOM folder that holds several (UID, number or description)
-    force   take images that do not look like CT
+    """Finds the asked classes in one scan: a file, a DICOM folder or archive, or a Volume in Hounsfield units.
 
     Raises ImageError for a scan that cannot be used, ClassNameError for classes the model does not have.
     """
@@ -277,7 +277,9 @@ def segment_scan(
     asked = [s.key for s in structures]
     with watch.stage("Reading"):
         volume = (
-            validated(scan, force=force) if isinstance(scan, Volume) else read_volume(scan, series=series, force=force)
+            validated(scan, force=settings.force)
+            if isinstance(scan, Volume)
+            else read_volume(scan, series=settings.series, force=settings.force)
         )
     with watch.stage("Preparing"):
         hu, _, reorientation = to_ras(volume)
@@ -310,7 +312,7 @@ def segment_scan(
             "source": model.config.source,
         },
         request=asked_for,
-        settings={"series": series, "force": force, **asdict(settings.inference.resolved())},
+        used=asdict(settings.inference.resolved()),
         rules=notes,
         warnings=warnings,
         timings_s=watch.seconds,
@@ -371,5 +373,5 @@ def segment(
     """
     network = model if isinstance(model, torch.nn.Module) else load_model(model)
     inference = InferenceSettings(precision=precision, overlap=overlap, device=device)
-    settings = SegmentSettings(classes=classes, post=post, inference=inference)
-    return segment_scan(scan, network, settings, series=series, force=force, watch=Stopwatch(progress))
+    settings = SegmentSettings(series=series, force=force, classes=classes, post=post, inference=inference)
+    return segment_scan(scan, network, settings, watch=Stopwatch(progress))
