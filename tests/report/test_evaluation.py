@@ -16,15 +16,9 @@ from viscera.report.as_json import plain
 from viscera.report.evaluation import THRESHOLDS, Evaluation, EvaluationSettings, evaluate
 from viscera.report.evaluation_cases import Case, Places, find_cases
 from viscera.report.evaluation_report import picture_of, worst, write_evaluation
-from viscera.report.evaluation_tables import (
-    csv_text,
-    detection_rows,
-    json_text,
-    markdown_text,
-    read_evaluation,
-    score_table,
-    summary_rows,
-)
+from viscera.report.evaluation_store import json_text, read_evaluation
+from viscera.report.evaluation_summary import detection_rows, summary_rows
+from viscera.report.evaluation_tables import csv_text, markdown_text, score_table
 
 
 def run(

@@ -112,6 +112,7 @@ def evaluate(
     from viscera.report.evaluation_cases import Places, find_cases, split_classes
     from viscera.report.evaluation_dataset import dataset_cases
     from viscera.report.evaluation_report import write_evaluation
+    from viscera.report.evaluation_store import NAME, refuse_earlier
 
     if model is not None and (dataset is None or len(places) != 1):
         raise SettingError("--model needs --dataset and one place, the folder of the data set.")
@@ -119,6 +120,7 @@ def evaluate(
         raise SettingError(f"Give two places, predictions and references; got {len(places)}.")
     if dataset is not None and (labels is not None or cases is not None):
         raise SettingError("--dataset brings its own labels and cases: leave --labels and --cases out.")
+    refuse_earlier(output, NAME, overwrite)  # before minutes of scoring
     console = console_of(quiet)
     if model is not None and dataset is not None:
         places = [output / "predictions", places[0]]
@@ -185,9 +187,11 @@ def agreement(
     from rich.markup import escape
 
     from viscera.report.evaluation import EvaluationSettings
-    from viscera.report.evaluation_agreement import Reading, compare_readings, write_agreement
-    from viscera.report.evaluation_tables import class_name
+    from viscera.report.evaluation_agreement import NAME, Reading, compare_readings, write_agreement
+    from viscera.report.evaluation_store import refuse_earlier
+    from viscera.report.evaluation_summary import class_name
 
+    refuse_earlier(output, NAME, overwrite)
     table, _ = label_tables(labels, None)
     readings = []
     for text in readers:
@@ -224,7 +228,7 @@ def check_reports(
 
     `viscera check-reports reports.csv out/ -o check/`
     """
-    from viscera.report.evaluation_tables import shown_proportion
+    from viscera.report.evaluation_summary import shown_proportion
     from viscera.report.evaluation_truths import check_reports, read_truths, write_check
 
     result = check_reports(read_truths(truths), results)
@@ -359,7 +363,7 @@ def class_table(evaluation: Evaluation) -> Table:
     from rich.table import Table
 
     from viscera.metrics.edge_cases import METRICS
-    from viscera.report.evaluation_tables import class_name, shown_interval, shown_summary, summary_rows
+    from viscera.report.evaluation_summary import class_name, shown_interval, shown_summary, summary_rows
 
     shown = ("dice", "nsd", "hd95_mm", "volume_error_ml")
     table = Table(box=None, header_style="bold")

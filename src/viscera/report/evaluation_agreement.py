@@ -14,13 +14,15 @@ from math import isnan, nan
 from pathlib import Path
 from typing import Literal
 
-from viscera.errors import OutputError, SettingError
+from viscera.errors import SettingError
 from viscera.metrics.agreement import BlandAltman, ReaderAgreement, bland_altman, compare_with_readers
 from viscera.metrics.statistics import Summary, summarise
 from viscera.report import page, plots
 from viscera.report.evaluation import Evaluation, EvaluationSettings, evaluate
 from viscera.report.evaluation_cases import Places, find_cases
-from viscera.report.evaluation_tables import class_name, csv_text, json_of, markdown_table, shown, write_text
+from viscera.report.evaluation_store import json_of, write_files
+from viscera.report.evaluation_summary import class_name, shown
+from viscera.report.evaluation_tables import csv_text, markdown_table
 from viscera.report.page import Cell
 
 NAME = "agreement.json"
@@ -152,8 +154,6 @@ def _readers(pairs: Sequence[PairOfReadings], key: str) -> ReaderAgreement:
 
 def write_agreement(agreement: Agreement, folder: Path, *, overwrite: bool = False) -> list[Path]:
     """Write agreement.html, .md, .csv and .json into `folder`. Raises OutputError."""
-    if (folder / NAME).exists() and not overwrite:
-        raise OutputError(f"{folder} already holds an agreement. Use --overwrite to replace it, or another --output.")
     rows = [_flat(row) for row in agreement.rows]
     texts = {
         "agreement.csv": csv_text(rows),
@@ -163,9 +163,7 @@ def write_agreement(agreement: Agreement, folder: Path, *, overwrite: bool = Fal
             {"readers": {k: {**asdict(r), "verdict": r.verdict} for k, r in agreement.readers.items()}, "pairs": rows}
         ),
     }
-    for name, text in texts.items():
-        write_text(folder / name, text)
-    return [folder / name for name in texts]
+    return write_files(texts, folder, overwrite=overwrite)
 
 
 def _flat(row: PairRow) -> dict[str, object]:

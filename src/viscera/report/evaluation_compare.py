@@ -14,7 +14,7 @@ from itertools import combinations
 from math import isnan, nan
 from pathlib import Path
 
-from viscera.errors import InputError, OutputError, SettingError
+from viscera.errors import InputError, SettingError
 from viscera.metrics.edge_cases import METRICS, metric
 from viscera.metrics.statistics import (
     Paired,
@@ -27,21 +27,14 @@ from viscera.metrics.statistics import (
 )
 from viscera.report import page, plots
 from viscera.report.evaluation import Evaluation
-from viscera.report.evaluation_tables import (
-    class_name,
-    csv_text,
-    json_of,
-    markdown_table,
-    read_evaluation,
-    shown,
-    write_text,
-)
+from viscera.report.evaluation_store import json_of, read_evaluation, write_files
+from viscera.report.evaluation_summary import class_name, shown
+from viscera.report.evaluation_tables import csv_text, markdown_table
 from viscera.report.page import Cell
 
 DEFAULT_METRICS = ("dice", "nsd", "hd95_mm")
 RANKED = ("dice", "nsd")  # ratios, whose mean over classes means something
 ALPHA = 0.05
-NAME = "comparison.json"
 
 
 @dataclass(frozen=True)
@@ -177,17 +170,13 @@ def _rows(runs: Sequence[Evaluation], classes: Sequence[str], metrics: Sequence[
 
 def write_comparison(comparison: Comparison, folder: Path, *, overwrite: bool = False) -> list[Path]:
     """Write comparison.html, .md, .csv and .json into `folder`. Raises OutputError."""
-    if (folder / NAME).exists() and not overwrite:
-        raise OutputError(f"{folder} already holds a comparison. Use --overwrite to replace it, or another --output.")
     texts = {
         "comparison.csv": csv_text(_table(comparison)),
         "comparison.md": comparison_markdown(comparison),
         "comparison.html": comparison_page(comparison),
-        NAME: json_of(comparison),
+        "comparison.json": json_of(comparison),
     }
-    for name, text in texts.items():
-        write_text(folder / name, text)
-    return [folder / name for name in texts]
+    return write_files(texts, folder, overwrite=overwrite)
 
 
 def _table(comparison: Comparison) -> list[dict[str, object]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from viscera.errors import OutputError, VisceraError
+from viscera.errors import VisceraError
 from viscera.io.labels import read_numbers
 from viscera.io.orientation import closest_to_ras
 from viscera.metrics.edge_cases import METRICS
@@ -21,27 +21,27 @@ from viscera.report.evaluation import CaseResult, Evaluation, EvaluationSettings
 from viscera.report.evaluation_cases import Case
 from viscera.report.evaluation_grid import lookup
 from viscera.report.evaluation_labels import grid_of
-from viscera.report.evaluation_tables import (
-    HEADLINE,
-    NAME,
+from viscera.report.evaluation_store import NAME, json_text, refuse_earlier, write_files
+from viscera.report.evaluation_summary import (
     DetectionRow,
     SummaryRow,
     class_name,
-    csv_text,
     detection_rows,
-    detection_table,
-    json_text,
-    lesion_table,
-    markdown_text,
     mean_of_classes,
-    score_table,
     shown,
     shown_interval,
     shown_proportion,
     shown_summary,
     summary_rows,
+)
+from viscera.report.evaluation_tables import (
+    HEADLINE,
+    csv_text,
+    detection_table,
+    lesion_table,
+    markdown_text,
+    score_table,
     summary_table,
-    write_text,
 )
 from viscera.report.page import Cell
 from viscera.shapes import triple
@@ -66,8 +66,7 @@ def write_evaluation(
 
     Raises OutputError if the folder holds an earlier evaluation and `overwrite` is False, or cannot be written.
     """
-    if (folder / NAME).exists() and not overwrite:
-        raise OutputError(f"{folder} already holds an evaluation. Use --overwrite to replace it, or another --output.")
+    refuse_earlier(folder, NAME, overwrite)
     texts = {
         "scores.csv": csv_text(score_table(evaluation)),
         "summary.csv": csv_text(summary_table(evaluation)),
@@ -77,14 +76,7 @@ def write_evaluation(
         "report.html": report_page(evaluation, cases, settings, pictures=pictures),
         NAME: json_text(evaluation),
     }
-    written = []
-    for name, text in texts.items():
-        if text:
-            write_text(folder / name, text)
-            written.append(folder / name)
-        else:
-            (folder / name).unlink(missing_ok=True)  # an earlier run's table must not stand beside this run's report
-    return written
+    return write_files(texts, folder, overwrite=overwrite)
 
 
 def report_page(

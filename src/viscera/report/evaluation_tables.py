@@ -1,159 +1,30 @@
-"""An evaluation as files: one row per case and class (CSV), all of it (JSON), the summary (CSV, Markdown).
+"""An evaluation as tables: one row per case and class, per summary, per lesion (CSV), and for people (Markdown).
 
-`evaluation.json` is what `viscera compare` reads again. A value that is not scored is empty in CSV and null in JSON; an
-infinite distance is "inf" in both.
+A value that is not scored is empty in CSV; an infinite distance is "inf".
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from math import inf, isnan, nan
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from math import isnan, nan
 from typing import Any
 
-from viscera.errors import InputError
-from viscera.io.atomic import whole_file
-from viscera.metrics.detection import (
-    FrocPoint,
-    Lesion,
-    LesionDetection,
-    LesionMatch,
-    PatientDetection,
-    detect_lesions,
-    detect_patients,
-    froc,
-    froc_score,
+from viscera.metrics.edge_cases import METRICS
+from viscera.metrics.statistics import Proportion
+from viscera.report.evaluation import Evaluation
+from viscera.report.evaluation_summary import (
+    class_name,
+    detection_rows,
+    mean_of_classes,
+    shown,
+    shown_interval,
+    shown_proportion,
+    shown_summary,
+    summary_rows,
 )
-from viscera.metrics.edge_cases import METRICS, Metric
-from viscera.metrics.score import Score
-from viscera.metrics.statistics import Proportion, Summary, summarise
-from viscera.report.as_json import plain
-from viscera.report.evaluation import THRESHOLDS, CaseResult, Evaluation, Failure
-from viscera.taxonomy import taxonomy
-
-FORMAT = "viscera evaluation 1"
-NAME = "evaluation.json"
-ALL = "all cases"
-
-
-def class_name(key: str) -> str:
-    """What people read for a class or group."""
-    return taxonomy()[key].name if key in taxonomy() else key.replace("_", " ")
-
-
-# --- what the cases say together -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class SummaryRow:
-    """One metric of one class over the cases of one group."""
-
-    grouping: str  # "" for all cases, "set", or a column of the table of cases
-    group: str  # the set's name or the column's value
-    key: str
-    metric: str
-    summary: Summary
-
-
-def summary_rows(evaluation: Evaluation, metrics: Iterable[str] = METRICS) -> list[SummaryRow]:
-    """Every metric of every class: over all cases, then by set and by sub-group where there are several."""
-    metrics = tuple(metrics)
-    rows = []
-    for grouping, group, cases in _groups(evaluation):
-        for key in evaluation.classes:
-            scores = [case.scores[key] for case in cases if key in case.scores]
-            if scores:
-                rows += [
-                    SummaryRow(grouping, group, key, metric, summarise([getattr(score, metric) for score in scores]))
-                    for metric in metrics
-                ]
-    return rows
-
-
-def _groups(evaluation: Evaluation) -> Iterator[tuple[str, str, list[CaseResult]]]:
-    yield "", ALL, list(evaluation.cases)
-    columns = dict.fromkeys(column for case in evaluation.cases for column in case.groups)
-    for grouping in ("set", *columns):
-        by_value: dict[str, list[CaseResult]] = {}
-        for case in evaluation.cases:
-            value = case.data_set if grouping == "set" else case.groups.get(grouping, "")
-            by_value.setdefault(value, []).append(case)
-        if len(by_value) > 1:
-            for value in sorted(by_value):
-                yield grouping, value or "(none)", by_value[value]
-
-
-def mean_of_classes(evaluation: Evaluation, metric: str, keys: Sequence[str] | None = None) -> float:
-    """The mean over classes (all, or `keys`) of their means over cases; NaN where nothing is scored."""
-    means = [summarise(evaluation.values(key, metric)).mean for key in keys or evaluation.classes]
-    scored = [mean for mean in means if not isnan(mean)]
-    return sum(scored) / len(scored) if scored else nan
-
-
-@dataclass(frozen=True)
-class DetectionRow:
-    """One lesion class over all cases, patient by patient and lesion by lesion."""
-
-    key: str
-    patients: PatientDetection
-    lesions: LesionDetection
-    froc: tuple[FrocPoint, ...]  # empty without probability maps
-    froc_score: float
-
-
-def detection_rows(evaluation: Evaluation) -> list[DetectionRow]:
-    """Detection of every lesion class; patient level: any voxel is positive."""
-    rows = []
-    for key in evaluation.lesion_classes:
-        cases = [case for case in evaluation.cases if key in case.lesions]
-        curve = froc(THRESHOLDS, [case.froc[key] for case in cases]) if all(key in case.froc for case in cases) else ()
-        calls = ((case.scores[key].reference_ml > 0, case.scores[key].prediction_ml > 0) for case in cases)
-        rows.append(
-            DetectionRow(
-                key=key,
-                patients=detect_patients(calls),
-                lesions=detect_lesions([case.lesions[key] for case in cases]),
-                froc=curve,
-                froc_score=froc_score(curve),
-            )
-        )
-    return rows
-
-
-# --- numbers as text -------------------------------------------------------------------------------------------------
-
-
-def shown(value: float, metric: Metric | None = None) -> str:
-    """A value for people: its metric's decimals (3 without one), "-" if it is not scored, "inf" if infinite."""
-    if isnan(value):
-        return "-"
-    return f"{value:.{metric.decimals if metric else 3}f}" if abs(value) < inf else "inf"
-
-
-def shown_summary(summary: Summary, metric: Metric) -> str:
-    """ "0.912 ± 0.034"; with infinite values their number behind it."""
-    if summary.n == 0:
-        return "-"
-    more = f" ({summary.infinite} inf)" if summary.infinite else ""
-    spread = f" ± {shown(summary.sd, metric)}" if not isnan(summary.sd) else ""
-    return f"{shown(summary.mean, metric)}{spread}{more}"
-
-
-def shown_interval(summary: Summary, metric: Metric) -> str:
-    """ "0.90-0.92", the interval of the mean."""
-    return "-" if isnan(summary.low) else f"{shown(summary.low, metric)} to {shown(summary.high, metric)}"
-
-
-def shown_proportion(p: Proportion) -> str:
-    """ "0.83 (10/12; 0.55 to 0.95)"."""
-    return "-" if isnan(p.value) else f"{p.value:.2f} ({p.count}/{p.total}; {p.low:.2f} to {p.high:.2f})"
-
-
-# --- CSV -------------------------------------------------------------------------------------------------------------
 
 
 def score_table(evaluation: Evaluation) -> list[dict[str, Any]]:
@@ -261,78 +132,6 @@ def _cell(value: Any) -> Any:
     return "" if value is None else value
 
 
-# --- JSON ------------------------------------------------------------------------------------------------------------
-
-
-def json_of(value: Any) -> str:
-    """`value` as JSON text, see `plain`."""
-    return json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def json_text(evaluation: Evaluation) -> str:
-    """The whole evaluation with its summaries."""
-    return json_of(
-        {
-            "format": FORMAT,
-            "name": evaluation.name,
-            "record": evaluation.record,
-            "summary": summary_rows(evaluation),
-            "detection": detection_rows(evaluation),
-            "cases": evaluation.cases,
-            "failures": evaluation.failures,
-        }
-    )
-
-
-def read_evaluation(path: Path) -> Evaluation:
-    """Read an evaluation again: its `evaluation.json`, or the folder that holds it. Raises InputError."""
-    file = path / NAME if path.is_dir() else path
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path} holds no evaluation ({error.strerror}). Make one with `viscera evaluate`.") from error
-    except ValueError as error:
-        raise InputError(f"{file} is damaged: {error}. Evaluate again.") from error
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise InputError(f"{file} is not an evaluation of this version of viscera ({FORMAT!r}). Evaluate again.")
-    return Evaluation(
-        cases=tuple(_case(case) for case in data["cases"]),
-        failures=tuple(Failure(**failure) for failure in data["failures"]),
-        name=data["name"],
-        record=data["record"],
-    )
-
-
-def _case(data: dict[str, Any]) -> CaseResult:
-    return CaseResult(
-        **{
-            **data,
-            "scores": {
-                key: Score(**{name: _number(value) for name, value in score.items()})
-                for key, score in data["scores"].items()
-            },
-            "lesions": {key: _match(match) for key, match in data["lesions"].items()},
-            "froc": {key: tuple(map(_match, matches)) for key, matches in data["froc"].items()},
-            "notes": tuple(data["notes"]),
-        }
-    )
-
-
-def _match(data: dict[str, Any]) -> LesionMatch:
-    reference, predicted = (
-        tuple(Lesion(**{**lesion, "centre_mm": tuple(lesion["centre_mm"])}) for lesion in data[side])
-        for side in ("reference", "predicted")
-    )
-    return LesionMatch(reference, predicted)
-
-
-def _number(value: Any) -> float:
-    return nan if value is None else float(value)
-
-
-# --- Markdown --------------------------------------------------------------------------------------------------------
-
-
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A table for people: the first column to the left, the others to the right."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
@@ -397,9 +196,3 @@ def _headline(evaluation: Evaluation) -> str:
         "classes' means). Mean ± standard deviation over cases; a distance that is infinite because one side is "
         "empty is counted (inf) and left out of the mean."
     )
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    with whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")

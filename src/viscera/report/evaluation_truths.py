@@ -20,16 +20,17 @@ from math import isnan, nan
 from pathlib import Path
 from typing import Any, Literal
 
-from viscera.errors import ClassNameError, InputError, OutputError, SettingError
+from viscera.errors import ClassNameError, InputError, SettingError
 from viscera.metrics.agreement import BlandAltman, bland_altman
 from viscera.metrics.detection import PatientDetection, detect_patients
 from viscera.names import resolve
 from viscera.report import page
-from viscera.report.evaluation_tables import csv_text, json_of, markdown_table, shown, shown_proportion, write_text
+from viscera.report.evaluation_store import json_of, write_files
+from viscera.report.evaluation_summary import shown, shown_proportion
+from viscera.report.evaluation_tables import csv_text, markdown_table
 from viscera.report.page import Cell
 from viscera.taxonomy import taxonomy
 
-NAME = "check.json"
 ANY = "any"
 _YES, _NO = {"yes", "y", "1", "true", "positive"}, {"no", "n", "0", "false", "negative"}
 Verdict = Literal["true positive", "true negative", "false positive", "false negative", "no answer"]
@@ -198,8 +199,6 @@ def _place(lesion: dict[str, Any]) -> str:
 
 def write_check(check: ReportCheck, folder: Path, *, overwrite: bool = False) -> list[Path]:
     """Write check.html, .md, .csv and .json into `folder`. Raises OutputError."""
-    if (folder / NAME).exists() and not overwrite:
-        raise OutputError(f"{folder} already holds a check. Use --overwrite to replace it, or another --output.")
     questions = [
         {"asked": asked or "all", "detection": check.detection(asked), "sizes": check.sizes(asked)}
         for asked in (None, *check.asked)
@@ -208,11 +207,9 @@ def write_check(check: ReportCheck, folder: Path, *, overwrite: bool = False) ->
         "check.csv": csv_text([_flat(row) for row in check.rows]),
         "check.md": check_markdown(check),
         "check.html": check_page(check),
-        NAME: json_of({"questions": questions, "rows": check.rows}),
+        "check.json": json_of({"questions": questions, "rows": check.rows}),
     }
-    for name, text in texts.items():
-        write_text(folder / name, text)
-    return [folder / name for name in texts]
+    return write_files(texts, folder, overwrite=overwrite)
 
 
 def _flat(row: Checked) -> dict[str, object]:
