@@ -54,3 +54,21 @@ def test_goes_on_after_a_failure_and_resume_does_only_what_is_missing(bands, fol
 
     other = segment_many(cases[:1], bands, SegmentSettings(classes="liver"), save, resume=True)
     assert [o.status for o in other] == ["done"], "a result of another request does not count"
+
+
+def test_even_a_bug_in_one_scan_does_not_stop_the_others(bands, folder, tmp_path, monkeypatch):
+    from viscera.workflow import cohort
+
+    real = cohort.segment_scan
+
+    def sometimes(scan, *arguments, **more):
+        if "a" in scan.parts:
+            raise RuntimeError("not enough memory: you tried to allocate 1 byte")
+        return real(scan, *arguments, **more)
+
+    monkeypatch.setattr(cohort, "segment_scan", sometimes)
+    outcomes = segment_many(
+        find_cases([folder], tmp_path / "out"), bands, SegmentSettings(), SaveSettings(picture=False)
+    )
+    assert [o.status for o in outcomes] == ["failed", "done", "failed"]
+    assert isinstance(outcomes[0].error, RuntimeError)

@@ -201,7 +201,7 @@ def _report(console: Console, outcome: Outcome, result: Result | None, single: b
     from rich.markup import escape
 
     if outcome.error is not None and not single:
-        console.print(f"[red]{escape(outcome.case.name)}: {escape(str(outcome.error))}[/]")
+        console.print(f"[red]{escape(outcome.case.name)}: {escape(_reason(outcome.error))}[/]")
     if outcome.status == "skipped" and single:
         console.print(f"{outcome.case.output} already holds the whole result of this request: skipped.")
     if result is None:
@@ -224,6 +224,13 @@ def _summary(outcomes: list[Outcome]) -> Table:
     colours = {"done": "green", "skipped": "cyan", "failed": "red"}
     table = Table("scan", "result", "seconds", "where, or why not", box=None, header_style="bold")
     for o in outcomes:
-        last = str(o.error) if o.error is not None else str(o.case.output)
+        last = str(o.case.output) if o.error is None else _reason(o.error)
         table.add_row(escape(o.case.name), f"[{colours[o.status]}]{o.status}[/]", f"{o.seconds:.1f}", escape(last))
     return table
+
+
+def _reason(error: Exception) -> str:
+    """Why a scan failed, in words; an error that is not one of ours is named by its type too."""
+    from viscera.errors import VisceraError
+
+    return str(error) if isinstance(error, VisceraError) else f"{type(error).__name__}: {error}"

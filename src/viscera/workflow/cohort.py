@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from viscera.errors import InputError, VisceraError
+from viscera.errors import InputError
 from viscera.io.find import case_names, scan_files
 from viscera.model.universal import UniversalModel
 from viscera.report.as_json import plain
@@ -82,7 +82,7 @@ def segment_many(
                 result = segment_scan(case.scan, model, settings, watch=watch)
                 result.save(case.output, save_here, watch=watch)
                 outcome = Outcome(case, "done", sum(watch.seconds.values()))
-        except VisceraError as error:
+        except Exception as error:  # also a bug or a lack of memory: the other scans must not suffer from it
             outcome = Outcome(case, "failed", sum(watch.seconds.values()), error)
         outcomes.append(outcome)
         if ended is not None:
@@ -95,8 +95,8 @@ def is_done(case: Case, model: UniversalModel, settings: SegmentSettings, save: 
     record = read_record(case.output)
     if record is None or not is_whole(case.output):
         return False
-    outputs = record["outputs"]
+    outputs = record.get("outputs", {})
     has_files = (not save.masks or any(name.startswith("masks/") for name in outputs)) and (
         not save.picture or "preview.png" in outputs
     )
-    return has_files and record["request"] == plain(request(case.scan, model, settings))
+    return has_files and record.get("request") == plain(request(case.scan, model, settings))
