@@ -10,7 +10,7 @@ from typing import Any
 
 from viscera.errors import KnowledgeError
 from viscera.masks import MaskSet
-from viscera.post.rules import RULES
+from viscera.post.rules import LOOKS_AT, RULES
 from viscera.taxonomy import read_table, taxonomy
 
 
@@ -57,13 +57,9 @@ def needed_classes(keys: Iterable[str]) -> list[str]:
     """`keys` and the classes whose masks their rules look at (a tumour's organs, the pancreas), in id order."""
     needed = set(keys)
     for entry in rule_entries():
-        for key in needed & set(entry.classes):
-            if entry.name == "inside_organ":
-                needed |= set(taxonomy()[key].inside)
-            elif entry.name == "cut_below":
-                needed.add(entry.arguments["floor"])
-            elif entry.name == "split_lungs":
-                needed |= set(entry.classes)
+        if entry.name in LOOKS_AT:
+            for key in needed & set(entry.classes):
+                needed |= set(LOOKS_AT[entry.name](key, entry.classes, entry.arguments))
     return [key for key in taxonomy().keys if key in needed]
 
 

@@ -6,7 +6,8 @@ the boxes around them. Axes are RAS: the first index grows to the patient's righ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -156,4 +157,12 @@ def _lung_sides(
 
 RULES: dict[str, Rule] = {
     rule.__name__: rule for rule in (split_lungs, largest_component, cut_below, inside_organ, minimum_volume)
+}
+
+# Which other classes a rule looks at when it is applied to a class: (class, the rule's classes, its arguments) -> keys.
+# A rule that is not here looks at the class alone.
+LOOKS_AT: dict[str, Callable[[str, Sequence[str], Mapping[str, Any]], Sequence[str]]] = {
+    "split_lungs": lambda key, classes, arguments: classes,
+    "cut_below": lambda key, classes, arguments: [arguments["floor"]],
+    "inside_organ": lambda key, classes, arguments: taxonomy()[key].inside,
 }
