@@ -112,6 +112,8 @@ def show(
     loaded = load_model(model)
     parameters = sum(weight.numel() for weight in loaded.parameters())
     facts: dict[str, Any] = {**asdict(loaded.config), "parameters": parameters, "sha256": model_sha256(loaded)}
+    # The bank's arrays are for the program; people want to know where the vectors came from.
+    facts["text_bank"] = {key: value for key, value in facts["text_bank"].items() if key not in ("raw", "basis")}
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
         return
