@@ -10,11 +10,12 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from viscera.cli import text, weights
+from viscera.cli import data, text, weights
 from viscera.cli.classes import classes
 from viscera.cli.compare import compare
 from viscera.cli.evaluate import agreement, check_reports, evaluate
 from viscera.cli.export import export, splits
+from viscera.cli.phantom import phantom
 from viscera.cli.segment import demo, segment
 from viscera.errors import VisceraError
 
@@ -45,6 +46,8 @@ app = typer.Typer(
 app.command()(segment)
 app.command()(demo)
 app.command()(classes)
+app.add_typer(data.app)
+app.command()(phantom)
 app.add_typer(text.app)
 app.add_typer(weights.app, name="weights")
 app.command()(evaluate)

@@ -59,6 +59,11 @@ class Source:
         """Every class a voxel of it may belong to for sure, whatever its side."""
         return tuple(dict.fromkeys((*self.right, *self.left)))
 
+    @property
+    def is_lesion(self) -> bool:
+        """Whether it is a tumour or cyst (which may count as its organ) and not the organ itself."""
+        return any(taxonomy()[key].is_lesion for key in self.classes)
+
     def on(self, side: Side | None) -> tuple[str, ...]:
         """The classes on one side; `None` for a source that is not split."""
         return self.left if side == "left" else self.right

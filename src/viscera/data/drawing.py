@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from viscera.data.catalogue import Source
-from viscera.data.lateral import right_of_nearest
+from viscera.data.lateral import right_half, right_of_nearest
 from viscera.data.layout import Case, matches
 from viscera.errors import ImageError
 from viscera.io.labels import read_labels
@@ -181,11 +181,15 @@ def with_sides(drawing: Drawing, sources: tuple[Source, ...], spacing_mm: Spacin
     meanings = list(drawing.meanings)
     for right_organ, values in _pairs(by_value, drawing.values()).items():
         mask = _any_of(drawing, values)
-        known_right, known_left = (
-            _any_of(drawing, {v for v, s in by_value.items() if not s.is_split and organ in s.classes})
-            for organ in (right_organ, taxonomy()[right_organ].pair)
-        )
-        right = right_of_nearest(mask, known_right, known_left, spacing_mm, middle)
+        if all(by_value[value].is_lesion for value in values):
+            # The organs have labels of their own, their lesions do not say the side.
+            known_right, known_left = (
+                _any_of(drawing, {v for v, s in by_value.items() if not s.is_split and organ in s.classes})
+                for organ in (right_organ, taxonomy()[right_organ].pair)
+            )
+            right = right_of_nearest(mask, known_right, known_left, spacing_mm, middle)
+        else:
+            right = right_half(mask, spacing_mm, middle)
         halves: tuple[tuple[Side, BoolArray], ...] = (("right", right), ("left", mask & ~right))
         for side, half in halves:
             here = codes[half]

@@ -47,8 +47,8 @@ def midplane(hu: npt.NDArray[Any], spacing_mm: SpacingMm, without: BoolArray | N
         profile = body.sum((1, 2))
         total = int(profile.sum())
         if total and total * float(np.prod(spacing_mm)) / 1000 >= least_ml:
-            return int(np.searchsorted(np.cumsum(profile), total / 2)) * 1.0
-    return (hu.shape[0] - 1) / 2
+            return float(np.count_nonzero(np.cumsum(profile) < total / 2))
+    return float(hu.shape[0] - 1) / 2
 
 
 def right_half(mask: BoolArray, spacing_mm: SpacingMm, middle: float) -> BoolArray:

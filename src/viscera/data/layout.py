@@ -28,6 +28,7 @@ from typing import Any
 from viscera.data.catalogue import LABELS_FROM_FILE, DatasetTable, Group, parse_labels
 from viscera.errors import ClassNameError, InputError, KnowledgeError
 from viscera.names import resolve
+from viscera.taxonomy import taxonomy
 
 IMAGE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 
@@ -56,8 +57,11 @@ class Case:
         """Keys of the classes that are annotated in this very scan, in id order."""
         if not self.group.per_case:
             return self.group.annotated
-        present = {s.value for s in self.group.sources if any(matches(s.value, name) for name in self.labels)}
-        drawn = {key for s in self.group.sources if s.value in present for key in s.classes} | set(self.group.always)
+        drawn = set(self.group.always)
+        for source in self.group.sources:
+            if any(matches(source.value, name) for name in self.labels):
+                # A lesion's mask is a part of its organ, not all of it.
+                drawn |= {key for key in source.classes if taxonomy()[key].is_lesion or not source.is_lesion}
         return tuple(key for key in self.group.annotated if key in drawn)
 
 
@@ -113,6 +117,9 @@ def find_cases(dataset: DatasetTable, folder: Path) -> Found:
     if not cases and not misplaced:
         tried = "\n".join(f"  {group.image or '(no image)'}  with  {group.label}" for group in dataset.groups)
         raise InputError(f"No case of {dataset.title} was found in {folder}. Looked for:\n{tried}")
+    # Groups may share images (three editions of KiTS): what one of them uses is not misplaced in another.
+    in_use = {case.image for case in cases.values()}
+    misplaced = [fault for fault in misplaced if fault.file not in in_use]
     return Found(dataset, folder, tuple(cases[name] for name in sorted(cases)), tuple(misplaced))
 
 
@@ -202,8 +209,6 @@ def _meaning(names: list[str]) -> dict[str, Any]:
 
 
 def _pair_group(keys: list[str]) -> str:
-    from viscera.taxonomy import taxonomy
-
     return next((group for group, members in taxonomy().groups.items() if set(members) == set(keys)), "")
 
 

@@ -183,7 +183,9 @@ def grow_lesion(
     hosts = [classes.index(key) for key in host_organs(lesion.kind.key) if key in classes]
     if lesion.kind.key not in classes or not hosts:
         return hu, codes, table
-    is_host = table.rows[hosts].any(0)
+    others = [row for row, key in enumerate(classes) if taxonomy()[key].is_lesion]
+    # Not over another lesion: a label map could not hold both.
+    is_host = table.rows[hosts].any(0) & ~table.rows[others].any(0)
     organ = is_host[codes]
     centre = _place(organ, lesion, rng)
     if centre is None:

@@ -344,7 +344,7 @@ def _tissues(case: CachedCase) -> dict[int, str]:
     out: dict[int, str] = {}
     for code, meaning in enumerate(case.meanings):
         drawn = [sources[d.value] for d in meaning]
-        drawn.sort(key=lambda source: not any(taxonomy()[key].is_lesion for key in source.classes))
+        drawn.sort(key=lambda source: not source.is_lesion)
         tissue = next((t for t in map(anatomy().of_source, drawn) if t is not None), None)
         if tissue is not None:
             out[code] = tissue.key
