@@ -108,9 +108,9 @@ def test_two_plates_three_steps_apart() -> None:
 
 
 def test_a_distance_equal_to_the_tolerance_counts() -> None:
-    # 0.3 * 7 - 0.3 * 5 > 0.6 in floating point: distances must come from whole steps.
-    distances = surface_distances(voxels((9, 3, 3), (4, 1, 1)), voxels((9, 3, 3), (6, 1, 1)), (0.3, 1.0, 1.0))
-    assert surface_dice(distances, 2 * 0.3) == 1
+    # 0.1 * 3 - 0.1 * 1 > 0.2 in floating point: distances must come from whole steps.
+    distances = surface_distances(voxels((5, 3, 3), (0, 1, 1)), voxels((5, 3, 3), (2, 1, 1)), (0.1, 1.0, 1.0))
+    assert surface_dice(distances, 2 * 0.1) == 1
 
 
 def test_identical_masks() -> None:

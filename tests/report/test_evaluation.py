@@ -12,6 +12,7 @@ import pytest
 
 from tests.report.evaluation_scenes import AFFINE, LIVER, SHAPE, SPLEEN, organs, save, scene
 from viscera.errors import InputError, OutputError, SettingError
+from viscera.report import page
 from viscera.report.as_json import plain
 from viscera.report.evaluation import THRESHOLDS, Evaluation, EvaluationSettings, evaluate
 from viscera.report.evaluation_cases import Case, Places, find_cases
@@ -162,6 +163,15 @@ def test_merged_classes_are_compared_as_groups(tmp_path: Path) -> None:
     save(sides > 0, tmp_path / "q" / "a" / "kidneys.nii.gz")
     turned = evaluate(find_cases(Places(tmp_path / "q", tmp_path / "p")))
     assert turned.cases[0].scores["kidneys"].dice == 1
+    assert turned.not_compared == ()
+
+
+def test_what_a_prediction_cannot_tell_is_named_and_not_scored(tmp_path: Path) -> None:
+    save(scene(), tmp_path / "r" / "a.nii.gz")
+    save(scene() == 6, tmp_path / "p" / "a" / "liver.nii.gz")
+    result = run(tmp_path)
+    assert result.classes == ("liver",) and result.not_compared == ("spleen",)
+    assert "that are not scored: spleen." in markdown_text(result)
 
 
 def test_folders_that_viscera_wrote_are_understood(tmp_path: Path) -> None:
@@ -305,6 +315,12 @@ def test_names_in_the_page_are_escaped(tmp_path: Path) -> None:
     write_evaluation(result, tmp_path / "out", cases_in(tmp_path), EvaluationSettings())
     html = (tmp_path / "out" / "report.html").read_text()
     assert "<b>x" not in html and "&lt;b&gt;x&amp;y" in html
+
+
+def test_cells_of_the_page() -> None:
+    row = page.table(["a"], [[page.Cell("<b>", 2.5, 1.0, title='"x"')]])
+    assert '<td data-v="2.5" style="background:hsl(160 70% 92%)" title="&quot;x&quot;">&lt;b&gt;</td>' in row
+    assert page.heat(-1) == page.heat(0) != page.heat(1) == page.heat(7)
 
 
 def test_markdown_lists_classes_and_failures(tmp_path: Path) -> None:

@@ -354,6 +354,9 @@ def report(console: Console, evaluation: Evaluation) -> None:
         console.print(f"[yellow]{escape(first.name)}: {escape(first.notes[0])}[/]")
         if notes > 1:
             console.print(f"[yellow]{notes - 1} more cases have notes; the report lists them.[/]")
+    if evaluation.not_compared:
+        few = ", ".join(evaluation.not_compared[:8]) + (" ..." if len(evaluation.not_compared) > 8 else "")
+        console.print(f"[yellow]Not scored, because no prediction tells them: {escape(few)}[/]")
     if evaluation.failures:
         console.print(f"[red]{len(evaluation.failures)} cases could not be scored; the report says why.[/]")
 

@@ -95,6 +95,7 @@ class CaseResult:
     groups: Mapping[str, str] = field(default_factory=dict)
     prediction_sha256: str | None = None
     reference_sha256: str | None = None
+    not_compared: tuple[str, ...] = ()  # classes of the reference that the prediction cannot tell
     notes: tuple[str, ...] = ()  # what a reader must know, in sentences
     seconds: float = 0.0
 
@@ -129,6 +130,11 @@ class Evaluation:
     def lesion_classes(self) -> tuple[str, ...]:
         """Those of `classes` that were counted lesion by lesion."""
         return tuple(key for key in self.classes if any(key in case.lesions for case in self.cases))
+
+    @property
+    def not_compared(self) -> tuple[str, ...]:
+        """Classes that references know and no prediction can tell, sorted."""
+        return tuple(sorted({key for case in self.cases for key in case.not_compared} - set(self.classes)))
 
     def values(self, key: str, metric: str) -> list[float]:
         """One metric of one class in each case; NaN where the class is not scored."""
@@ -236,13 +242,8 @@ def score_case(case: Case, settings: EvaluationSettings) -> CaseResult:
     started = time.perf_counter()
     reference, prediction = read_sides(case, settings)
     way = lookup(prediction.grid, reference.grid, case.name)
-    known = [key for key in reference.keys if parts_of(key, prediction.keys)]
-    merged = [
-        group
-        for group, members in taxonomy().groups.items()
-        if group in prediction.keys and group not in known and set(members) <= set(reference.keys)
-    ]
-    keys = [key for key in (*known, *merged) if _is_wanted(key, case, settings)]
+    wanted = [key for key in _with_groups(reference.keys, prediction.keys) if _is_wanted(key, case, settings)]
+    keys = [key for key in wanted if parts_of(key, prediction.keys)]
     if not keys:
         raise InputError(
             f"Prediction and reference have no class in common: {_few(prediction.keys)} and {_few(reference.keys)}. "
@@ -273,6 +274,7 @@ def score_case(case: Case, settings: EvaluationSettings) -> CaseResult:
         groups=case.groups,
         prediction_sha256=prediction.sha256,
         reference_sha256=reference.sha256,
+        not_compared=tuple(key for key in wanted if key not in keys and reference.holds(key)),
         notes=(way.note,) if way.note else (),
         seconds=time.perf_counter() - started,
     )
@@ -284,6 +286,17 @@ def read_sides(case: Case, settings: EvaluationSettings) -> tuple[Side, Side]:
         raise InputError("There is no prediction of this case.")
     reference = read_drawn(case.drawn) if case.drawn else read_side(case.reference, settings.references)
     return reference, read_side(case.prediction, settings.predictions)
+
+
+def _with_groups(reference: Sequence[str], prediction: Sequence[str]) -> list[str]:
+    """The reference's classes; where the prediction tells only a group of them (`kidneys`), that group instead."""
+    groups = {
+        group: set(members)
+        for group, members in taxonomy().groups.items()
+        if group in prediction and group not in reference and set(members) <= set(reference)
+    }
+    merged = set().union(*groups.values()) - set(prediction)
+    return [key for key in reference if key not in merged] + list(groups)
 
 
 def _is_wanted(key: str, case: Case, settings: EvaluationSettings) -> bool:

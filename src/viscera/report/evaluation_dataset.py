@@ -101,6 +101,9 @@ class _Drawing:
         self._drawn = drawn
         self._drawing: Drawing = read_drawing(case, image)
 
+    def holds(self, key: str) -> bool:
+        return any(self._drawing.mask(source.value).any() for source in self._drawn[key])
+
     def masks(self, keys: Iterable[str], lookup: Lookup) -> ClassMasks:
         found = {}
         for key in keys:

@@ -13,7 +13,7 @@ import json
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -111,6 +111,9 @@ class Side(Protocol):
     keys: tuple[str, ...]  # classes it can tell
     sha256: str | None  # of the file; None for a folder
 
+    def holds(self, key: str) -> bool:
+        """Whether class `key` may have a voxel here; cheap, so a mask file counts without being read."""
+
     def masks(self, keys: Iterable[str], lookup: Lookup) -> ClassMasks:
         """The masks of `keys` (each made up of own classes, see `parts_of`) on the grid that `lookup` leads to."""
 
@@ -134,6 +137,13 @@ class MapFile:
         if table.painted:
             self._array, self._values = unpainted(self._array, self._values)
 
+    @cached_property
+    def _whole(self) -> LabelMap:
+        return LabelMap(self._array, self._values)
+
+    def holds(self, key: str) -> bool:
+        return not self._whole.box(key).is_empty
+
     def masks(self, keys: Iterable[str], lookup: Lookup) -> ClassMasks:
         joined = {key: tuple(v for part in parts_of(key, self.keys) for v in self._values[part]) for key in keys}
         return LabelMap(lookup(self._array), joined)
@@ -148,6 +158,9 @@ class MaskFiles:
         first = next(file for of_class in files.values() for file in of_class)
         self.grid = grid_of(read_labels(first))
         self.sha256: str | None = None
+
+    def holds(self, key: str) -> bool:
+        return bool(self._files[key])
 
     def masks(self, keys: Iterable[str], lookup: Lookup) -> ClassMasks:
         found = {}

@@ -334,6 +334,9 @@ def _troubles(evaluation: Evaluation) -> Iterator[str]:
                 for f in evaluation.failures
             ],
         )
+    if evaluation.not_compared:
+        names = ", ".join(map(class_name, evaluation.not_compared))
+        yield page.paragraph(f"Classes of the references that no prediction tells, and that are not scored: {names}.")
     notes = [(case.name, note) for case in evaluation.cases for note in case.notes]
     if notes:
         yield page.heading("Notes")

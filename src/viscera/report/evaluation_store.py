@@ -99,6 +99,7 @@ def _case(data: dict[str, Any]) -> CaseResult:
             },
             "lesions": {key: _match(match) for key, match in data["lesions"].items()},
             "froc": {key: tuple(map(_match, matches)) for key, matches in data["froc"].items()},
+            "not_compared": tuple(data["not_compared"]),
             "notes": tuple(data["notes"]),
         }
     )

@@ -182,6 +182,9 @@ def markdown_text(evaluation: Evaluation) -> str:
         parts += ["## Detection", markdown_table(header, rows)]
     if evaluation.failures:
         parts += ["## Not scored", "\n".join(f"- **{f.name}**: {f.error}" for f in evaluation.failures)]
+    if evaluation.not_compared:
+        names = ", ".join(map(class_name, evaluation.not_compared))
+        parts.append(f"Classes of the references that no prediction tells, and that are not scored: {names}.")
     notes = [f"- **{case.name}**: {note}" for case in evaluation.cases for note in case.notes]
     if notes:
         parts += ["## Notes", "\n".join(notes)]
