@@ -19,10 +19,9 @@ from viscera.shapes import triple
 
 Precision = Literal["auto", "fp32", "bf16"]
 
-# A scan in one pass needs about 300 bytes a voxel with the light network; larger ones go through windows of this
-# size. 24 million voxels are 512 x 512 x 800 at 0.8 x 0.8 x 1 mm brought to 3 mm, three times over.
-LARGEST_PASS_VOXELS = 24_000_000
-WHOLE_MODE_OVERLAP = 0.25
+# One pass of the light network takes about 75 bytes a voxel (0.44 GB for 160 x 128 x 288); a larger scan goes through
+# windows. At 3 mm this many voxels are 0.43 cubic metres: no patient is that large.
+LARGEST_PASS_VOXELS = 16_000_000
 _SLAB = 32  # slices of a one-pass answer that are decoded at once
 
 
