@@ -84,16 +84,31 @@ def right_half(mask: BoolArray, spacing_mm: SpacingMm, middle: float) -> BoolArr
 def right_of_nearest(
     mask: BoolArray, right: BoolArray, left: BoolArray, spacing_mm: SpacingMm, middle: float
 ) -> BoolArray:
-    """The voxels of `mask` (a lesion) that lie nearer to the organ `right` than to `left` (bool [X, Y, Z] all).
+    """The voxels of `mask` (lesions) that belong to the organ `right` and not to `left` (bool [X, Y, Z] all).
 
-    Where one of them is missing, everything goes to the other; where both are, `right_half` decides.
+    A lesion goes as a whole with the organ it touches, or else with the one that most of it is nearer to; only one
+    that touches both is shared out. Without the one organ everything goes to the other, without both `right_half`
+    decides.
     """
     if not right.any() and not left.any():
         return right_half(mask, spacing_mm, middle)
-    box = Box.around(mask | right | left)
+    box = Box.around(mask | right | left).grown(1, within=triple(mask.shape))
+    inner = mask[box.slices]
     seeds = right[box.slices].astype(np.int8) - left[box.slices].astype(np.int8)
+    side = _nearest_seed(inner, seeds, spacing_mm)
+    labels, count = cc3d.connected_components(inner.astype(np.uint8), connectivity=26, return_N=True)
+    touch = {
+        sign: np.bincount(labels[ndimage.binary_dilation(seeds == sign, np.ones((3, 3, 3), bool))], minlength=count + 1)
+        for sign in (1, -1)
+    }
+    for part in range(1, count + 1):
+        if touch[1][part] and touch[-1][part]:
+            continue
+        lesion = labels == part
+        touching = int(touch[1][part] > 0) - int(touch[-1][part] > 0)
+        side[lesion] = touching or (1 if side[lesion].sum(dtype=int) > 0 else -1)
     out = np.zeros(mask.shape, bool)
-    out[box.slices] = mask[box.slices] & (_nearest_seed(mask[box.slices], seeds, spacing_mm) > 0)
+    out[box.slices] = side > 0
     return out
 
 

@@ -18,11 +18,10 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import count
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from viscera.data.catalogue import LABELS_FROM_FILE, DatasetTable, Group, parse_labels
@@ -45,7 +44,7 @@ class Case:
     group: Group
     name: str
     image: Path | None
-    labels: Mapping[str, Path] = field(default_factory=lambda: MappingProxyType({}))
+    labels: Mapping[str, Path]
 
     @property
     def id(self) -> str:
@@ -113,7 +112,7 @@ def find_cases(dataset: DatasetTable, folder: Path) -> Found:
                 misplaced.append(Misplaced(name, again, "the same case lies here a second time; the first was taken"))
             if masks and (mine or not group.image) and name not in cases:
                 image = mine[0] if mine else None
-                cases[name] = Case(dataset, group, name, image, MappingProxyType(dict(reversed(masks))))
+                cases[name] = Case(dataset, group, name, image, dict(reversed(masks)))
     if not cases and not misplaced:
         tried = "\n".join(f"  {group.image or '(no image)'}  with  {group.label}" for group in dataset.groups)
         raise InputError(f"No case of {dataset.title} was found in {folder}. Looked for:\n{tried}")
