@@ -8,10 +8,16 @@ import numpy as np
 import pytest
 
 from tests.report.evaluation_scenes import LIVER, SHAPE, organs, save, scene
+from viscera.data.catalogue import dataset_keys, dataset_table
+from viscera.data.layout import find_cases, with_labels_of
+from viscera.data.phantom import PhantomSettings, phantom_cases, write_dataset
 from viscera.errors import InputError
+from viscera.io.orientation import to_ras
+from viscera.io.read import read_volume
 from viscera.report.evaluation import Evaluation, EvaluationSettings, evaluate
 from viscera.report.evaluation_dataset import dataset_cases
 from viscera.report.evaluation_report import picture_of
+from viscera.taxonomy import taxonomy
 
 BOX = slice(3, 7)
 KIDNEYS = {"right_kidney": (slice(1, 7), BOX, BOX), "left_kidney": (slice(9, 15), BOX, BOX)}
@@ -40,6 +46,8 @@ def test_a_tumour_is_its_organ_too_and_merged_kidneys_are_one_group(tmp_path: Pa
     assert set(case.scores) == {"kidneys", "kidney_tumor", "kidney_cyst"}
     assert case.scores["kidneys"].dice == case.scores["kidney_tumor"].dice == 1
     assert np.isnan(case.scores["kidney_cyst"].dice)  # looked for and absent on both sides
+    both = EvaluationSettings(classes=("right_kidney", "left_kidney"))
+    assert evaluate(dataset_cases("kits", tmp_path / "data", tmp_path / "p"), both).classes == ("kidneys",)
     assert case.data_set == "kits" and case.groups == {"group": "kits23"}
 
 
@@ -90,3 +98,29 @@ def test_missing_predictions_and_sets(tmp_path: Path) -> None:
         run("lits", tmp_path)
     with pytest.raises(InputError, match="no data-set table 'mars'"):
         dataset_cases("mars", tmp_path, tmp_path)
+
+
+SETTINGS = PhantomSettings(spacing_mm=(7.0, 7.0, 8.0))
+
+
+@pytest.mark.parametrize("key", dataset_keys())
+def test_the_truth_of_a_phantom_is_perfect_in_every_layout(key: str, tmp_path: Path) -> None:
+    """Pictures, DICOM, merged sides, tumours over organs, masks, several groups: the patient's own masks score 1."""
+    folder = tmp_path / "data"
+    table = dataset_table(key)
+    write_dataset(table, folder, 1, 3, SETTINGS)
+    patients = {case.name: case.phantom for case in phantom_cases(with_labels_of(table, folder), 1, 3, SETTINGS)}
+    for case in find_cases(table, folder).cases:
+        assert case.image is not None
+        _, affine, _ = to_ras(read_volume(case.image))
+        for name, mask in patients[case.name].masks.items():
+            if name in taxonomy():
+                save(mask, tmp_path / "p" / case.name / f"{name}.nii.gz", affine)
+    result = run(key, tmp_path)
+    assert not result.failures and result.classes
+    for evaluated in result.cases:
+        assert {name: score.dice for name, score in evaluated.scores.items() if score.reference_ml > 0} == {
+            name: 1.0 for name, score in evaluated.scores.items() if score.reference_ml > 0
+        }
+        assert any(score.reference_ml > 0 for score in evaluated.scores.values())
+        assert evaluated.notes == () or "axes" in evaluated.notes[0]

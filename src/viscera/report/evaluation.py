@@ -199,27 +199,34 @@ def _outcomes(
             yield case, _attempt(case, settings)
         return
     waiting = list(cases)
-    shared = workers
     while waiting:
-        # After a death nobody knows whose fault it was: the rest goes on one by one, each death naming its case.
-        batch = waiting if shared > 1 else waiting[:1]
         done = set()
-        with ProcessPoolExecutor(min(shared, len(batch)), mp_context=get_context("spawn")) as pool:
-            running: dict[Future[CaseResult | Failure], Case] = {
-                pool.submit(_attempt, case, settings): case for case in batch
-            }
-            for future in as_completed(running):
-                case = running[future]
-                try:
-                    outcome = future.result()
-                except BrokenProcessPool:
-                    if shared > 1:
-                        continue
-                    outcome = _failure(case, "the worker process died, perhaps for want of memory; try fewer --workers")
-                done.add(case.name)
-                yield case, outcome
+        for case, outcome in _pooled(waiting, settings, workers):
+            done.add(case.name)
+            yield case, outcome
         waiting = [case for case in waiting if case.name not in done]
-        shared = 1
+        if waiting:
+            # A worker died and nobody knows in which case: the first one left is tried alone, and so on.
+            alone, *waiting = waiting
+            died = _failure(alone, "the worker process died, perhaps for want of memory; try fewer --workers")
+            yield next(_pooled([alone], settings, 1), (alone, died))
+
+
+def _pooled(
+    cases: Sequence[Case], settings: EvaluationSettings, workers: int
+) -> Iterator[tuple[Case, CaseResult | Failure]]:
+    """Outcomes from worker processes, as they end; ends early, without those not yet done, when a process dies."""
+    with ProcessPoolExecutor(min(workers, len(cases)), mp_context=get_context("spawn")) as pool:
+        running: dict[Future[CaseResult | Failure], Case] = {
+            pool.submit(_attempt, case, settings): case for case in cases
+        }
+        try:
+            for future in as_completed(running):
+                yield running[future], future.result()
+        except BrokenProcessPool:
+            return
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C must not wait for the cases in the queue
 
 
 def _attempt(case: Case, settings: EvaluationSettings) -> CaseResult | Failure:
@@ -300,8 +307,9 @@ def _with_groups(reference: Sequence[str], prediction: Sequence[str]) -> list[st
 
 
 def _is_wanted(key: str, case: Case, settings: EvaluationSettings) -> bool:
+    """Whether this class, or every member of this group, is asked for and annotated."""
     annotated = case.annotated if case.annotated is not None else settings.annotated
-    return (settings.classes is None or key in settings.classes) and (annotated is None or key in annotated)
+    return all(keys is None or parts_of(key, keys) for keys in (settings.classes, annotated))
 
 
 def _few(keys: Sequence[str]) -> str:

@@ -13,16 +13,17 @@ from pathlib import Path
 import numpy as np
 
 from viscera.data.catalogue import Source, table_for
-from viscera.data.drawing import Drawing, read_drawing, read_image, source_of
+from viscera.data.drawing import read_drawing, source_of
 from viscera.data.layout import Case as DatasetCase
 from viscera.data.layout import find_cases
 from viscera.errors import InputError
-from viscera.io.orientation import to_ras
+from viscera.io.read import read_volume
 from viscera.masks import MaskSet, SoftMask
 from viscera.metrics.score import ClassMasks
 from viscera.report.evaluation_cases import Case, listed_cases
 from viscera.report.evaluation_grid import Grid, Lookup
 from viscera.report.evaluation_labels import LabelTable, MapFile, MaskFiles, Side, parts_of
+from viscera.shapes import triple
 from viscera.taxonomy import taxonomy
 
 
@@ -93,13 +94,12 @@ class _Drawing:
     """Labels that came as pictures or DICOM, on the grid of their CT."""
 
     def __init__(self, case: DatasetCase, drawn: Mapping[str, tuple[Source, ...]]) -> None:
-        image = read_image(case)
-        array, affine, _ = to_ras(image)
-        self.grid = Grid(array.shape, affine)
+        image = None if case.image is None else read_volume(case.image)
+        self._drawing, affine = read_drawing(case, image)
+        self.grid = Grid(triple(self._drawing.codes.shape), affine)
         self.keys = tuple(drawn)
         self.sha256: str | None = None
         self._drawn = drawn
-        self._drawing: Drawing = read_drawing(case, image)
 
     def holds(self, key: str) -> bool:
         return any(self._drawing.mask(source.value).any() for source in self._drawn[key])
