@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from viscera.data.catalogue import Source, table_for
-from viscera.data.drawing import read_drawing, source_of
+from viscera.data.drawing import read_drawing, read_image, source_of
 from viscera.data.layout import Case as DatasetCase
 from viscera.data.layout import find_cases
 from viscera.errors import InputError
-from viscera.io.read import read_volume
+from viscera.io.orientation import to_ras
 from viscera.masks import MaskSet, SoftMask
 from viscera.metrics.score import ClassMasks
 from viscera.report.evaluation_cases import Case, listed_cases
@@ -94,9 +94,10 @@ class _Drawing:
     """Labels that came as pictures or DICOM, on the grid of their CT."""
 
     def __init__(self, case: DatasetCase, drawn: Mapping[str, tuple[Source, ...]]) -> None:
-        image = None if case.image is None else read_volume(case.image)
-        self._drawing, affine = read_drawing(case, image)
-        self.grid = Grid(triple(self._drawing.codes.shape), affine)
+        image = read_image(case)
+        array, affine, _ = to_ras(image)
+        self.grid = Grid(triple(array.shape), affine)
+        self._drawing = read_drawing(case, image)
         self.keys = tuple(drawn)
         self.sha256: str | None = None
         self._drawn = drawn
