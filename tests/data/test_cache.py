@@ -180,7 +180,7 @@ def test_several_workers_make_the_same_cache(hospitals, tmp_path):
 
 
 def test_a_spacing_out_of_range_is_refused():
-    with pytest.raises(SettingError, match="from 0.2 to 10"):
+    with pytest.raises(SettingError, match=r"from 0\.2 to 10"):
         CacheSettings(spacing_mm=(0.0, 1.0, 1.0))
 
 

@@ -115,5 +115,5 @@ def test_ones_own_faulty_table_is_an_input_error_with_its_path(tmp_path):
 
 
 def test_an_unknown_key_lists_the_known_ones():
-    with pytest.raises(InputError, match="btcv.*lits.*ten lines"):
+    with pytest.raises(InputError, match=r"btcv.*lits.*ten lines"):
         dataset_table("litts")

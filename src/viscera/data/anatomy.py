@@ -47,6 +47,7 @@ class Anatomy:
         for key in (*lesions, *source.classes, *source.union):
             return self.tissues[key]
         words = set(re.findall(r"[a-z]+", source.name.lower()))
+        words |= {word.removesuffix("s") for word in words}
         return next((tissue for tissue in self.tissues.values() if words & set(tissue.words)), None)
 
 

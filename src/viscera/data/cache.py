@@ -38,9 +38,19 @@ import numpy.typing as npt
 
 from viscera.data.assemble import LabelTable, label_table
 from viscera.data.catalogue import Source
-from viscera.data.drawing import CodeArray, Drawing, Drawn, Meaning, read_drawing, read_image, source_of, with_sides
+from viscera.data.drawing import (
+    CodeArray,
+    Drawing,
+    Drawn,
+    Meaning,
+    read_drawing_in_space,
+    read_image,
+    source_of,
+    with_sides,
+)
 from viscera.data.lateral import midplane
 from viscera.data.layout import Case
+from viscera.data.synthesis import imagined
 from viscera.errors import ImageError, InputError, MissingDependencyError, OutputError, SettingError, VisceraError
 from viscera.io.grid import body_box, resample_image, resample_labels
 from viscera.io.orientation import to_ras
@@ -224,16 +234,20 @@ def open_cached(cases: Iterable[Case], cache: Path, settings: CacheSettings) -> 
 def prepare_case(case: Case, settings: CacheSettings) -> tuple[npt.NDArray[np.int16], Drawing, dict[str, Any]]:
     """A case at the network's grid: HU int16 [X, Y, Z], its drawing with sides, and where the grid lies.
 
-    Raises ImageError for files that cannot be read or do not fit, and for label values that the table does not know.
+    A case without an image gets one painted. Raises ImageError for files that cannot be read or do not fit, and for
+    label values that the table does not know.
     """
-    volume = read_image(case)
-    drawing = read_drawing(case, volume)
+    volume = None if case.image is None else read_image(case)
+    drawing, affine = read_drawing_in_space(case, volume)
     require_known(drawing, case)
-    hu, affine, _ = to_ras(volume)
-    spacing = volume_spacing(affine)
+    x, y, z = np.linalg.norm(affine[:3, :3], axis=0)
+    spacing = (float(x), float(y), float(z))
     grid_mm = settings.spacing_mm
-    image = resample_image(hu, spacing, grid_mm, smooth=settings.smooth)
     codes = resample_labels(drawing.codes, spacing, grid_mm)
+    if volume is None:
+        image = imagined(Drawing(codes, drawing.meanings), case.group.sources, grid_mm, _seed(case))
+    else:
+        image = resample_image(to_ras(volume)[0], spacing, grid_mm, smooth=settings.smooth)
     box = Box.whole(image.shape)
     if settings.crop_to_body:
         box = body_box(image, grid_mm)
@@ -249,13 +263,14 @@ def prepare_case(case: Case, settings: CacheSettings) -> tuple[npt.NDArray[np.in
     grid_affine = np.eye(4)
     grid_affine[:3, :3] = axes
     grid_affine[:3, 3] = affine[:3, 3] + axes @ np.array(box.start)
-    return rounded, drawing, {"affine": grid_affine.tolist(), "notes": list(volume.provenance.notes)}
-
-
-def volume_spacing(affine: npt.NDArray[np.float64]) -> SpacingMm:
-    """Distance between voxel centres along the axes of an affine, mm."""
-    x, y, z = np.linalg.norm(affine[:3, :3], axis=0)
-    return (float(x), float(y), float(z))
+    return (
+        rounded,
+        drawing,
+        {
+            "affine": grid_affine.tolist(),
+            "notes": list(volume.provenance.notes) if volume else ["The image was painted from the labels."],
+        },
+    )
 
 
 def require_known(drawing: Drawing, case: Case) -> None:
@@ -282,7 +297,7 @@ def _write_entry(
     _compress(image, folder / "image.b2nd")
     _compress(drawing.codes, folder / "codes.b2nd")
     voxels = np.bincount(drawing.codes.ravel(), minlength=len(drawing.meanings))
-    points, starts = _sampled(drawing, seed=int(hashlib.sha256(case.id.encode()).hexdigest()[:8], 16))
+    points, starts = _sampled(drawing, _seed(case))
     np.savez_compressed(folder / "coordinates.npz", points=points, starts=starts)
     entry = {
         "format": FORMAT,
@@ -295,6 +310,10 @@ def _write_entry(
         "bytes": {name: (folder / name).stat().st_size for name in ("image.b2nd", "codes.b2nd", "coordinates.npz")},
     }
     (folder / "entry.json").write_text(json.dumps(entry, indent=1), encoding="utf-8")
+
+
+def _seed(case: Case) -> int:
+    return int(hashlib.sha256(case.id.encode()).hexdigest()[:8], 16)
 
 
 def _compress(array: npt.NDArray[Any], path: Path) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,9 @@ from viscera.taxonomy import Side, taxonomy
 
 CodeArray = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+_SLAB = 32  # slices looked up at once
 SAME_GRID_VOXELS = 0.1  # image and label may lie this far apart at a corner (float32 headers, rounding)
 
 
@@ -60,25 +63,24 @@ class Drawing:
     def mask(self, value: str, side: Side | None = None) -> BoolArray:
         """Where `value` is drawn (on `side`, if given): bool [X, Y, Z]."""
         holds = [any(d.value == value and side in (None, d.side) for d in meaning) for meaning in self.meanings]
-        found: BoolArray = np.array(holds, bool)[self.codes]
-        return found
+        return looked_up(np.array(holds, bool), self.codes)
 
     def values(self) -> set[str]:
         """Every value drawn somewhere."""
-        present = np.unique(self.codes)
-        return {d.value for code in present for d in self.meanings[int(code)]}
+        return {d.value for code in np.flatnonzero(_occurring(self.codes)) for d in self.meanings[int(code)]}
 
 
 def drawing_of_map(values: npt.NDArray[Any]) -> Drawing:
     """A label map [X, Y, Z] of whole numbers as codes; 0 is nothing."""
-    present = np.unique(values)
+    small = values.dtype.itemsize <= 2
+    present = np.flatnonzero(_occurring(values)) if small else np.unique(values)
     present = present[present != 0]
     meanings: tuple[Meaning, ...] = ((), *((Drawn(str(int(value))),) for value in present))
     dtype = _code_type(len(meanings))
-    if present.size and present[-1] < 65536:
-        lookup = np.zeros(int(present[-1]) + 1, dtype)
+    if small:
+        lookup = np.zeros(65536, dtype)
         lookup[present] = np.arange(1, len(meanings), dtype=dtype)
-        return Drawing(lookup[values], meanings)
+        return Drawing(looked_up(lookup, values), meanings)
     codes = np.searchsorted(present, values).astype(dtype) + dtype(1)
     codes[values == 0] = 0
     return Drawing(codes, meanings)
@@ -114,24 +116,31 @@ def read_image(case: Case) -> Volume:
 
 
 def read_drawing(case: Case, image: Volume | None) -> Drawing:
-    """The case's labels as codes with RAS axes.
+    """The first of `read_drawing_in_space`."""
+    return read_drawing_in_space(case, image)[0]
+
+
+def read_drawing_in_space(case: Case, image: Volume | None) -> tuple[Drawing, npt.NDArray[np.float64]]:
+    """The case's labels as codes with RAS axes, and the affine of those axes.
 
     image  the CT as read, whose grid the labels must share; None where only labels were published
     Raises ImageError for a label that cannot be read or does not lie on the image's grid.
     """
     if not case.group.has_masks:
-        return drawing_of_map(to_ras(_on_grid(case, case.labels[""], image))[0])
-    return drawing_of_masks(_masks(case, image))
+        label = _on_grid(case, case.labels[""], image)
+        return drawing_of_map(to_ras(label)[0]), to_ras(image or label)[1]
+    if image is None:
+        image = _on_grid(case, next(iter(case.labels.values())), None)
+    return drawing_of_masks(_masks(case, image)), to_ras(image)[1]
 
 
-def _masks(case: Case, image: Volume | None) -> Iterator[tuple[str, BoolArray]]:
+def _masks(case: Case, grid: Volume) -> Iterator[tuple[str, BoolArray]]:
     for structure, path in sorted(case.labels.items()):
         source = source_of(case.group.sources, structure)
         if source is not None:
-            yield source.value, to_ras(_on_grid(case, path, image))[0] != 0
-    if image is not None:
-        # An empty mask costs nothing and gives the drawing its shape where no mask is of interest.
-        yield "", np.zeros(to_ras(image)[0].shape, bool)
+            yield source.value, to_ras(_on_grid(case, path, grid))[0] != 0
+    # An empty mask costs nothing and gives the drawing its shape where no mask is of interest.
+    yield "", np.zeros(to_ras(grid)[0].shape, bool)
 
 
 def source_of(sources: tuple[Source, ...], structure: str) -> Source | None:
@@ -214,18 +223,33 @@ def _pairs(by_value: Mapping[str, Source], present: set[str]) -> dict[str, set[s
 
 def _any_of(drawing: Drawing, values: set[str]) -> BoolArray:
     holds = np.array([any(d.value in values for d in meaning) for meaning in drawing.meanings], bool)
-    found: BoolArray = holds[drawing.codes]
-    return found
+    return looked_up(holds, drawing.codes)
 
 
 def _compacted(codes: npt.NDArray[np.uint16], meanings: list[Meaning]) -> Drawing:
     """Only the codes in use, equal meanings joined, in the order of their meanings; uint8 where they fit."""
-    used = {meanings[int(code)] for code in np.unique(codes)} | {()}
+    used = {meanings[int(code)] for code in np.flatnonzero(_occurring(codes))} | {()}
     ordered = sorted(used)
     place = {meaning: code for code, meaning in enumerate(ordered)}
     dtype = _code_type(len(ordered))
     lookup = np.array([place.get(meaning, 0) for meaning in meanings], dtype)  # meanings no longer in use: anything
-    return Drawing(lookup[codes], tuple(ordered))
+    return Drawing(looked_up(lookup, codes), tuple(ordered))
+
+
+def looked_up(table: npt.NDArray[Scalar], index: npt.NDArray[Any]) -> npt.NDArray[Scalar]:
+    """``table[index]`` for an index array [X, Y, Z], slab by slab: numpy would make it eight bytes a voxel at once."""
+    out = np.empty(index.shape, table.dtype)
+    for z in range(0, index.shape[2], _SLAB):
+        out[:, :, z : z + _SLAB] = table[index[:, :, z : z + _SLAB]]
+    return out
+
+
+def _occurring(values: npt.NDArray[Any]) -> BoolArray:
+    """Which of the numbers from 0 to 65535 occur in a label map of at most 16 bits."""
+    seen = np.zeros(65536, bool)
+    for z in range(0, values.shape[2], _SLAB):
+        seen[values[:, :, z : z + _SLAB]] = True
+    return seen
 
 
 def _code_type(count: int) -> Any:

@@ -15,6 +15,8 @@ import torch
 from scipy import ndimage
 
 from viscera.data.anatomy import Tissue, anatomy
+from viscera.data.catalogue import Source
+from viscera.data.drawing import Drawing
 from viscera.data.intensity import blur_matrix, filtered, noise
 from viscera.io.volume import AIR_HU
 from viscera.masks import BoolArray
@@ -52,12 +54,29 @@ def paint(
     mean = np.array([means[t.key.removeprefix("left_").removeprefix("right_")] for t in palette], np.float32)
     texture = np.array([t.texture_hu for t in palette], np.float32)
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    grain = noise(tissues.shape, 1.0, _TEXTURE_GRAIN_MM / spacing_mm[0], generator)
+    grain = torch.randn(tissues.shape, generator=generator)
+    grain = filtered(
+        grain, [blur_matrix(n, _TEXTURE_GRAIN_MM / s) for n, s in zip(grain.shape, spacing_mm, strict=True)]
+    )
+    grain /= grain.std()
     hu = torch.from_numpy(mean[tissues]) + torch.from_numpy(texture[tissues]) * grain
     hu = filtered(hu, [blur_matrix(n, _POINT_SPREAD_MM / s) for n, s in zip(hu.shape, spacing_mm, strict=True)])
     hu += noise(tissues.shape, noise_hu, 0.8 / spacing_mm[0], generator)
     out: npt.NDArray[np.float32] = hu.clamp_(AIR_HU, 3071).numpy()
     return out
+
+
+def imagined(drawing: Drawing, sources: Sequence[Source], spacing_mm: SpacingMm, seed: int) -> npt.NDArray[np.float32]:
+    """A CT for a label map whose own was never published: a body around what is drawn, painted."""
+    rng = np.random.default_rng(seed)
+    by_tissue: dict[str, BoolArray] = {}
+    for source in sorted(sources, key=lambda source: source.is_lesion):
+        tissue = anatomy().of_source(source)
+        if tissue is not None:
+            mask = drawing.mask(source.value)
+            by_tissue[tissue.key] = by_tissue.get(tissue.key, np.zeros(mask.shape, bool)) | mask
+    tissues, palette = body_around(by_tissue, spacing_mm, rng)
+    return paint(tissues, palette, spacing_mm, rng)
 
 
 def body_around(

@@ -21,12 +21,13 @@ from typing import Any, Literal
 
 import cc3d
 import numpy as np
+import numpy.typing as npt
 from scipy import ndimage
 
 from viscera.data.anatomy import anatomy
 from viscera.data.assemble import label_table
 from viscera.data.catalogue import host_organs
-from viscera.data.drawing import Drawing, read_drawing, with_sides
+from viscera.data.drawing import Drawing, looked_up, read_drawing_in_space, with_sides
 from viscera.data.lateral import midplane
 from viscera.data.layout import Case, Found
 from viscera.errors import ImageError, VisceraError
@@ -134,7 +135,7 @@ def verify_case(case: Case) -> CaseReport:
         return finished()
     digest = _digest(image) if image is not None else None
     try:
-        drawing = read_drawing(case, image)
+        drawing, affine = read_drawing_in_space(case, image)
     except ImageError as error:
         check = "grid" if "shape" in str(error) or "away from its image" in str(error) else "unreadable"
         fault(check, "error", str(error), label_name)
@@ -151,14 +152,12 @@ def verify_case(case: Case) -> CaseReport:
     if not drawing.values() - {""}:
         fault("empty", "error", "nothing is drawn", label_name)
         return finished(digest)
-    affine = to_ras(image)[1] if image is not None else None
-    if image is None or affine is None:
-        return finished()
     x, y, z = np.linalg.norm(affine[:3, :3], axis=0)
     spacing = (float(x), float(y), float(z))
     for verdict in _lesions_outside(case, drawing, spacing):
         fault("outside", "error", verdict, label_name)
-    masks, coarse_mm = _class_masks(case, drawing, image, spacing)
+    hu = None if image is None else to_ras(image)[0]
+    masks, coarse_mm = _class_masks(case, drawing, hu, spacing)
     voxel_ml = float(np.prod(coarse_mm)) / 1000
     volumes = {key: float(mask.sum()) * voxel_ml for key, mask in masks.items()}
     for verdict in _implausible(masks, volumes):
@@ -218,20 +217,22 @@ def _lesions_outside(case: Case, drawing: Drawing, spacing_mm: SpacingMm) -> Ite
 
 def _drawn_by(drawing: Drawing, values: set[str]) -> BoolArray:
     holds = np.array([any(d.value in values for d in meaning) for meaning in drawing.meanings], bool)
-    found: BoolArray = holds[drawing.codes]
-    return found
+    return looked_up(holds, drawing.codes)
 
 
 def _class_masks(
-    case: Case, drawing: Drawing, image: Volume, spacing_mm: SpacingMm
+    case: Case, drawing: Drawing, hu: npt.NDArray[Any] | None, spacing_mm: SpacingMm
 ) -> tuple[dict[str, BoolArray], SpacingMm]:
     """A mask of every annotated class on every n-th voxel [X, Y, Z], RAS axes, and the distance of those voxels."""
     step = triple(max(1, round(_COARSE_MM / s)) for s in spacing_mm)
     i, j, k = step
     coarse_mm = (spacing_mm[0] * step[0], spacing_mm[1] * step[1], spacing_mm[2] * step[2])
     codes = drawing.codes[::i, ::j, ::k]
-    hu = to_ras(image)[0][::i, ::j, ::k]
-    middle = midplane(hu, coarse_mm, without=codes != 0)
+    drawn = codes != 0
+    if hu is None:  # the mid-plane of what is drawn
+        middle = midplane(np.where(drawn, 0, -1000), coarse_mm)
+    else:
+        middle = midplane(hu[::i, ::j, ::k], coarse_mm, without=drawn)
     coarse = with_sides(Drawing(codes, drawing.meanings), case.group.sources, coarse_mm, middle)
     table = label_table(coarse.meanings, case.group.sources, case.annotated, (), case.annotated)
     return {key: row.numpy()[coarse.codes] for key, row in zip(case.annotated, table.rows, strict=True)}, coarse_mm
@@ -249,7 +250,7 @@ def _implausible(masks: dict[str, BoolArray], volumes_ml: dict[str, float]) -> I
         if volume > most:
             yield f"the {known[key].name} measures {volume:.3g} ml; adults have at most {most:g} ml"
         elif volume < least and not _touches_border(mask):
-            yield f"the {known[key].name} measures {volume:.2g} ml; adults have at least {least:g} ml"
+            yield f"the {known[key].name} measures {volume:.3g} ml; adults have at least {least:g} ml"
 
 
 def _touches_border(mask: BoolArray) -> bool:

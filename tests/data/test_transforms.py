@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from viscera.data.anatomy import anatomy
+from viscera.data.assemble import LabelTable
+from viscera.data.catalogue import parse_labels
+from viscera.data.loader import PatchSource
+from viscera.data.sampling import PatchSampler, SamplingSettings
+from viscera.data.transforms import NONE, PAPER, RECIPES, STRONG, AugmentSettings, draw_augmentation, mirrored
+from viscera.errors import SettingError
+from viscera.taxonomy import taxonomy
+
+PATCH = (24, 24, 24)
+WINDOW = (-175.0, 250.0)
+CLASSES = taxonomy().keys
+
+
+def source(entries, augment):
+    return PatchSource(PatchSampler(entries, CLASSES, SamplingSettings(patch_voxels=PATCH), 0), augment, WINDOW)
+
+
+def always(**fields):
+    return replace(NONE, **fields)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_patch_can_be_made_again(entries, recipe):
+    one, two = source(entries, RECIPES[recipe]), source(entries, RECIPES[recipe])
+    for number in range(6):
+        first, second = one[number], two[number]
+        assert torch.equal(first.image, second.image) and torch.equal(first.codes, second.codes)
+        assert first.image.shape == PATCH and first.image.dtype == torch.float32
+        assert first.image.min() >= 0 and first.image.max() <= 1 and torch.isfinite(first.image).all()
+        assert first.codes.max() < first.table.rows.shape[1]
+
+
+CHANGES = [
+    always(spatial=1.0),
+    always(spatial=1.0, bend=1.0),
+    always(quarter_turn=1.0),
+    always(mirror=1.0),
+    always(contrast=1.0),
+    always(repaint=1.0),
+    always(remap=1.0),
+    always(shift_window=(1.0, 0.1)),
+    always(noise=1.0),
+    always(blur=1.0, blur_mm=(4.0, 6.0)),
+    always(sharpen=1.0),
+    always(thick=1.0, thick_mm=(12.0, 20.0)),
+    always(coarse=1.0, coarse_mm=(12.0, 20.0)),
+    always(end=1.0),
+    always(zoom=1.0, zoom_sets=("amos", "kits")),
+]
+GEOMETRY = {"spatial", "quarter_turn", "mirror", "end", "zoom"}
+
+
+def name_of(change):
+    return "+".join(name for name, value in vars(change).items() if value != vars(NONE)[name] and "_" not in name)
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=name_of)
+def test_every_change_changes_images_and_only_geometry_changes_labels(entries, change):
+    plain, changed = source(entries, NONE), source(entries, change)
+    pairs = [(plain[n], changed[n]) for n in range(8)]
+    assert any(not torch.equal(a.image, b.image) for a, b in pairs)
+    moved = any(not torch.equal(a.codes, b.codes) for a, b in pairs)
+    is_geometric = any(getattr(change, name) for name in GEOMETRY)
+    assert moved == is_geometric
+
+
+def test_nothing_is_mirrored_unless_asked():
+    assert all(recipe.mirror == 0 for recipe in RECIPES.values())
+
+
+def test_a_mirrored_patch_has_its_sides_exchanged(entries):
+    plain, flipped = source(entries, NONE), source(entries, always(mirror=1.0))
+    kidneys = [CLASSES.index("right_kidney"), CLASSES.index("left_kidney")]
+    for number in range(12):
+        a, b = plain[number], flipped[number]
+        for one, other in (kidneys, kidneys[::-1]):
+            torch.testing.assert_close(a.table.rows[one][a.codes].flip(0), b.table.rows[other][b.codes])
+
+
+def test_mirroring_a_model_without_the_partner_teaches_nothing():
+    classes = ("right_kidney", "liver", "spleen")
+    rows = torch.tensor([[False, True], [True, False], [False, False], [True, True]])
+    members = torch.tensor([[True, True, False]])
+    out = mirrored(LabelTable(rows, torch.tensor([True, True, True]), members), classes)
+    assert out.annotated.tolist() == [False, True, True]
+    assert not out.union_members.any(), "a union that lost a member says nothing"
+    assert torch.equal(out.rows[1:], rows[1:])
+
+
+def test_contrast_gives_structures_the_means_of_a_phase(entries):
+    """The liver of a phantom, moved all the way, lies where livers do in some phase."""
+    strong = source(entries, always(contrast=1.0, contrast_strength=(1.0, 1.0)))
+    strong.window_hu = (-1024.0, 3071.0)
+    row = CLASSES.index("liver")
+    means = []
+    for number in range(60):
+        patch = strong[number]
+        liver = patch.table.rows[row][patch.codes]
+        if liver.sum() > 200:
+            means.append(float(patch.image[liver].mean()) * 4095 - 1024)
+    phases = [mean for mean, _ in anatomy().tissues["liver"].hu.values()]
+    assert len(means) >= 3
+    assert min(phases) - 40 < min(means) and max(means) < max(phases) + 50 and np.ptp(means) > 15
+
+
+def test_zoom_is_for_the_named_sets_alone(entries):
+    zoomed = source(entries, always(zoom=1.0, zoom_sets=("kits",)))
+    for number in range(10):
+        draw = zoomed.sampler.draw(number)
+        case = entries[draw.case]
+        plan = draw_augmentation(zoomed.augment, case, draw, PATCH, WINDOW)
+        scale = float(np.linalg.det(plan.spatial.matrix) ** (1 / 3))
+        assert (1 / 1.5 <= scale <= 1 / 1.3) if case.dataset == "kits" else scale == 1
+
+
+def test_the_papers_recipe_is_the_papers():
+    assert PAPER.quarter_turn == 0.1 and PAPER.shift_window == (0.2, 0.1) and PAPER.zoom == 0.3
+    assert PAPER.zoom_span == (1.3, 1.5) and all(key.startswith("msd_") for key in PAPER.zoom_sets)
+    assert PAPER.spatial == 0 and STRONG.spatial > 0
+
+
+def test_recipes_out_of_range_are_refused():
+    with pytest.raises(SettingError, match=r"noise is 1\.5; it is a probability"):
+        AugmentSettings(noise=1.5)
+    with pytest.raises(SettingError, match=r"scale is .* smaller number first"):
+        AugmentSettings(scale=(1.2, 0.8))
+
+
+def test_every_class_and_every_named_tissue_is_known():
+    known = anatomy()
+    for key in taxonomy().keys:
+        low, high = known.tissues[key].volume_ml or (0, 1)
+        assert low < high
+    for name, tissue in {
+        "bones": "bone",
+        "left psoas muscle": "muscle",
+        "vertebrae L1": "bone",
+        "heart": "heart",
+    }.items():
+        (source_,) = parse_labels({"1": {"name": name}}, "test")
+        assert known.of_source(source_).key == tissue, name
+    (tumor,) = parse_labels({"1": ["liver", "liver_tumor"]}, "test")
+    assert known.of_source(tumor).key == "liver_tumor", "the lesion lies on top"
+    (unknown,) = parse_labels({"1": {"name": "pacemaker"}}, "test")
+    assert known.of_source(unknown) is None
