@@ -107,8 +107,9 @@ def test_the_crop_keeps_the_patient_and_everything_drawn(folder, tmp_path):
 def test_every_sampled_voxel_holds_its_code(entries):
     for entry in entries:
         codes = entry.codes()
-        for code, points in enumerate(entry.coordinates):
-            assert len(points) == min(2000, entry.voxels[code]) and len(np.unique(points, axis=0)) == len(points)
+        for code, voxels in enumerate(entry.voxels):
+            points = entry.coordinates(code)
+            assert len(points) == min(1000, voxels) and len(np.unique(points, axis=0)) == len(points)
             assert (codes[tuple(points.T)] == code).all()
 
 
@@ -174,7 +175,7 @@ def test_several_workers_make_the_same_cache(hospitals, tmp_path):
     outcomes = cache_cases(cases, tmp_path / "two", coarse, workers=2, ended=heard.append)
     assert {outcome.status for outcome in outcomes} == {"made"} and len(heard) == len(cases)
     for case in cases:
-        for name in ("image.b2nd", "codes.b2nd", "coordinates.npz"):
+        for name in ("image.b2nd", "codes.b2nd", "points.npy"):
             one, two = (entry_path(case, tmp_path / root, coarse) / name for root in ("one", "two"))
             assert one.read_bytes() == two.read_bytes()
 

@@ -3,7 +3,7 @@
     <cache>/<set>/<case>-<key>/
         image.b2nd         int16 HU [X, Y, Z], RAS axes, the patient's box at the settings' spacing
         codes.b2nd         uint8 (uint16): what is drawn at each voxel, see drawing.py; never dense channels
-        coordinates.npz    for every code a sample of the voxels that hold it, int16 [n, 3]
+        points.npy         for every code a sample of the voxels that hold it, int16 [n, 3]
         entry.json         what the codes mean, geometry, sizes of the files; written last
 
 Images keep their HU: windows, contrast augmentation and another model need them, and they compress to about one
@@ -27,8 +27,6 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from functools import cached_property
-from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
@@ -43,6 +41,7 @@ from viscera.data.drawing import (
     Drawing,
     Drawn,
     Meaning,
+    organs_drawn,
     read_drawing_in_space,
     read_image,
     source_of,
@@ -60,7 +59,7 @@ from viscera.shapes import Box, SpacingMm, Triple, triple
 FORMAT = 1  # of an entry; a reader refuses others
 HU_RANGE = (-1024, 3071)  # 12 bits, what scanners store without metal extension
 CHUNK = (32, 32, 32)
-SAMPLED_VOXELS = 2000  # of each code; a 10 mm lesion at 1.5 mm is kept whole
+SAMPLED_VOXELS = 1000  # of each code; a lesion of 15 mm at 1.5 mm is about that
 _UNFINISHED = ".unfinished-"
 _DIGESTS = ".digests"
 _STALE_S = 6 * 3600  # a temporary folder of another machine this old belongs to nobody
@@ -86,7 +85,11 @@ class CacheSettings:
 
 @dataclass(frozen=True, eq=False)
 class CachedCase:
-    """One entry, opened. Arrays are read from disk piece by piece; an open entry can be sent to another process."""
+    """What is known of one entry; its arrays are read from disk piece by piece, in any process.
+
+    voxels       how many voxels hold each code
+    first_point  where each code's coordinates begin in the sample (and the last ones end)
+    """
 
     folder: Path
     id: str
@@ -94,7 +97,8 @@ class CachedCase:
     shape: Triple
     spacing_mm: SpacingMm
     meanings: tuple[Meaning, ...]
-    voxels: tuple[int, ...]  # how many voxels hold each code
+    voxels: tuple[int, ...]
+    first_point: tuple[int, ...]
     sources: tuple[Source, ...]
     annotated: tuple[str, ...]
     unions: tuple[tuple[str, ...], ...]
@@ -110,12 +114,11 @@ class CachedCase:
         out: CodeArray = self._array("codes.b2nd", box)
         return out
 
-    @cached_property
-    def coordinates(self) -> tuple[npt.NDArray[np.int16], ...]:
-        """For every code a sample of its voxels, int16 [n, 3]."""
-        with np.load(self.folder / "coordinates.npz") as arrays:
-            points, starts = arrays["points"], arrays["starts"]
-        return tuple(points[a:b] for a, b in pairwise(starts))
+    def coordinates(self, code: int) -> npt.NDArray[np.int16]:
+        """A sample of the voxels that hold `code`: int16 [n, 3]; reads only that part of the file."""
+        points = np.load(self.folder / "points.npy", mmap_mode="r")
+        part: npt.NDArray[np.int16] = np.array(points[self.first_point[code] : self.first_point[code + 1]])
+        return part
 
     def table(self, classes: Sequence[str]) -> LabelTable:
         """What the codes mean for a model with these `classes`."""
@@ -125,14 +128,9 @@ class CachedCase:
         """The whole label as codes with their meanings."""
         return Drawing(self.codes(), self.meanings)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if not name.startswith("_open_")}
-
     def _array(self, name: str, box: Box | None) -> Any:
-        opened = self.__dict__.get(f"_open_{name}")
-        if opened is None:
-            opened = _blosc2().open(str(self.folder / name), mode="r", mmap_mode="r", dparams={"nthreads": 1})
-            self.__dict__[f"_open_{name}"] = opened
+        # Opened for each read: it takes 0.1 ms, and thousands of scans would be more open files than allowed.
+        opened = _blosc2().open(str(self.folder / name), mode="r", mmap_mode="r", dparams={"nthreads": 1})
         return opened[(box or Box.whole(self.shape)).slices]
 
 
@@ -255,8 +253,9 @@ def prepare_case(case: Case, settings: CacheSettings) -> tuple[npt.NDArray[np.in
         box = box if drawn.is_empty else box.union(drawn)
     image = image[box.slices]
     codes = np.ascontiguousarray(codes[box.slices])
-    middle = midplane(image, grid_mm, without=codes != 0)
-    drawing = with_sides(Drawing(codes, drawing.meanings), case.group.sources, grid_mm, middle)
+    drawing = Drawing(codes, drawing.meanings)
+    middle = midplane(image, grid_mm, without=organs_drawn(drawing, case.group.sources))
+    drawing = with_sides(drawing, case.group.sources, grid_mm, middle)
     low, high = HU_RANGE
     rounded = np.rint(np.clip(image, low, high)).astype(np.int16)
     axes = affine[:3, :3] / np.array(spacing) * np.array(grid_mm)
@@ -298,7 +297,7 @@ def _write_entry(
     _compress(drawing.codes, folder / "codes.b2nd")
     voxels = np.bincount(drawing.codes.ravel(), minlength=len(drawing.meanings))
     points, starts = _sampled(drawing, _seed(case))
-    np.savez_compressed(folder / "coordinates.npz", points=points, starts=starts)
+    np.save(folder / "points.npy", points)
     entry = {
         "format": FORMAT,
         "case": case.id,
@@ -306,8 +305,9 @@ def _write_entry(
         "settings": asdict(settings),
         "meanings": [[[d.value, d.side] for d in meaning] for meaning in drawing.meanings],
         "voxels": voxels.tolist(),
+        "first_point": starts.tolist(),
         **geometry,
-        "bytes": {name: (folder / name).stat().st_size for name in ("image.b2nd", "codes.b2nd", "coordinates.npz")},
+        "bytes": {name: (folder / name).stat().st_size for name in ("image.b2nd", "codes.b2nd", "points.npy")},
     }
     (folder / "entry.json").write_text(json.dumps(entry, indent=1), encoding="utf-8")
 
@@ -411,6 +411,7 @@ def _open(folder: Path, case: Case) -> CachedCase:
         spacing_mm=(x, y, z),
         meanings=tuple(tuple(Drawn(value, side) for value, side in meaning) for meaning in entry["meanings"]),
         voxels=tuple(entry["voxels"]),
+        first_point=tuple(entry["first_point"]),
         sources=case.group.sources,
         annotated=case.annotated,
         unions=case.group.unions,

@@ -210,6 +210,11 @@ def with_sides(drawing: Drawing, sources: tuple[Source, ...], spacing_mm: Spacin
     return _compacted(codes, meanings)
 
 
+def organs_drawn(drawing: Drawing, sources: tuple[Source, ...]) -> BoolArray:
+    """Where a class is drawn: not the bones and other context, by which the mid-plane is found."""
+    return _any_of(drawing, {source.value for source in sources if source.classes or source.union})
+
+
 def _pairs(by_value: Mapping[str, Source], present: set[str]) -> dict[str, set[str]]:
     """Right organ of a pair -> the values present that stand for both organs of it."""
     pairs: dict[str, set[str]] = {}

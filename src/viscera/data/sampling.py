@@ -145,7 +145,7 @@ class PatchSampler:
         case = self.cases[index]
         codes = self._codes[index][row]
         share = np.array([case.voxels[code] for code in codes], float)
-        points = case.coordinates[codes[int(rng.choice(len(codes), p=share / share.sum()))]]
+        points = case.coordinates(codes[int(rng.choice(len(codes), p=share / share.sum()))])
         voxel = points[rng.integers(len(points))]
         shift = rng.uniform(-0.5, 0.5, 3) * self.settings.jitter * np.array(self.settings.patch_voxels)
         return self._placed(number, index, tuple(float(v + s) for v, s in zip(voxel, shift, strict=True)), row, rng)

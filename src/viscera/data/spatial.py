@@ -85,12 +85,8 @@ def apply_spatial(
         return torch.full(patch_voxels, AIR_HU), torch.zeros(patch_voxels, dtype=torch.int32)
     if plan.is_crop:
         return _cropped(hu, codes, start, patch_box(centre, patch_voxels))
-    where = _source_coordinates(plan, np.array(centre) - np.array(start), patch_voxels)
-    # grid_sample wants the last axis first, from -1 at the first voxel's centre to 1 at the last one's. A crop one
-    # voxel thick has no such scale: it is doubled.
-    thick = [max(n, 2) for n in hu.shape]
-    scale = torch.tensor([2.0 / (n - 1) for n in reversed(thick)])
-    grid = where.flip(-1).mul_(scale).sub_(1.0)[None]
+    thick = [max(n, 2) for n in hu.shape]  # a crop one voxel thick is doubled: it has no scale of its own
+    grid = _sampling_grid(plan, np.array(centre) - np.array(start), patch_voxels, thick)[None]
     above_air = _thickened(torch.from_numpy(hu.astype(np.float32)).sub_(AIR_HU), thick)
     drawn = _thickened(torch.from_numpy(codes.astype(np.float32)), thick)
     image = functional.grid_sample(above_air[None, None], grid, mode="bilinear", align_corners=True)[0, 0]
@@ -126,23 +122,28 @@ def _cropped(
     return image, labels
 
 
-def _source_coordinates(plan: SpatialPlan, centre: Matrix, patch_voxels: Triple) -> torch.Tensor:
-    """Where in the crop each patch voxel comes from: float32 [X, Y, Z, 3], in voxels."""
-    parts = []
-    for row in range(3):
-        axes = [
-            torch.from_numpy(((np.arange(p) - (p - 1) / 2) * plan.matrix[row, axis]).astype(np.float32))
-            for axis, p in enumerate(patch_voxels)
-        ]
-        axes[0] += float(centre[row])
-        parts.append(axes[0][:, None, None] + axes[1][:, None] + axes[2])
-    where = torch.stack(parts, -1)
+def _sampling_grid(plan: SpatialPlan, centre: Matrix, patch_voxels: Triple, crop: list[int]) -> torch.Tensor:
+    """Where in the crop each patch voxel comes from, as grid_sample wants it: float32 [X, Y, Z, 3].
+
+    The last axis first; -1 is the centre of the crop's first voxel on an axis, 1 that of its last.
+    """
+    bent = None
     if plan.control is not None:
         basis = [_bspline(p, plan.control_step) for p in patch_voxels]
         bent = torch.einsum("xa,nabc->nxbc", basis[0], plan.control)
         bent = torch.einsum("yb,nxbc->nxyc", basis[1], bent)
-        where += torch.einsum("zc,nxyc->xyzn", basis[2], bent)
-    return where
+    grid = torch.empty(*patch_voxels, 3)
+    for place, axis in enumerate((2, 1, 0)):
+        scale = 2.0 / (crop[axis] - 1)
+        x, y, z = (
+            torch.from_numpy(((np.arange(p) - (p - 1) / 2) * plan.matrix[axis, along] * scale).astype(np.float32))
+            for along, p in enumerate(patch_voxels)
+        )
+        at = (x + float(centre[axis] * scale - 1))[:, None, None] + y[:, None] + z
+        if bent is not None:
+            at += (bent[axis] * scale) @ basis[2].T
+        grid[..., place] = at
+    return grid
 
 
 def _bspline(voxels: int, step: float) -> torch.Tensor:
