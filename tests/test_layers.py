@@ -13,6 +13,7 @@ PACKAGE = Path(viscera.__file__).parent
 ORDER = [
     ("errors", "shapes"),
     ("masks", "taxonomy"),
+    ("components",),
     ("names",),
     ("io",),
     ("data",),

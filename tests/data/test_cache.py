@@ -185,20 +185,55 @@ def test_a_spacing_out_of_range_is_refused():
         CacheSettings(spacing_mm=(0.0, 1.0, 1.0))
 
 
-FILLER = """
-import sys
+FILL = """
+import os, signal, sys
 from pathlib import Path
 from viscera.data.cache import CacheSettings, cache_cases
 from viscera.data.catalogue import dataset_table
 from viscera.data.layout import find_cases
-cases = find_cases(dataset_table("amos"), Path(sys.argv[1])).cases
-print("ready", flush=True)
-cache_cases(cases, Path(sys.argv[2]), CacheSettings(spacing_mm=(4.0, 4.0, 4.0)))
+
+folder, cache = map(Path, sys.argv[1:3])
+cases = find_cases(dataset_table("amos"), folder).cases
+settings = CacheSettings(spacing_mm=(4.0, 4.0, 4.0))
 """
+
+FILL_ONCE = (
+    FILL
+    + """
+print("ready", flush=True)
+cache_cases(cases, cache, settings)
+"""
+)
+
+# Each child kills itself the moment it touches its cache for the n-th time: open, mkdir, rename, remove ...
+FILL_AND_DIE_EVERYWHERE = (
+    FILL
+    + """
+def run(place, moment):
+    seen = 0
+    def hook(event, arguments):
+        nonlocal seen
+        if any(isinstance(a, (str, os.PathLike)) and str(place) in str(a) for a in arguments):
+            seen += 1
+            if seen == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(hook)
+    cache_cases(cases[:1], place, settings)
+    os._exit(0)
+
+for moment in range(1, 999):
+    child = os.fork()
+    if not child:
+        run(cache / str(moment), moment)
+    if os.waitpid(child, 0)[1] == 0:
+        break
+print(moment)
+"""
+)
 
 
 def kill_while_caching(folder, cache, after_s):
-    process = subprocess.Popen([sys.executable, "-c", FILLER, str(folder), str(cache)], stdout=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-c", FILL_ONCE, str(folder), str(cache)], stdout=subprocess.PIPE)
     process.stdout.readline()
     time.sleep(after_s)
     process.send_signal(signal.SIGKILL)
@@ -206,14 +241,13 @@ def kill_while_caching(folder, cache, after_s):
     process.stdout.close()
 
 
-def require_no_broken_entry(folder, cache, clean):
+def require_no_broken_entry(cases, cache, clean):
     """What a killed run left opens and equals the undisturbed cache; the next run completes it and sweeps up."""
-    cases = find_cases(dataset_table("amos"), folder).cases
-    settings_ = CacheSettings(spacing_mm=(4.0, 4.0, 4.0))
-    entries, missing = open_cached(cases, cache, settings_)
+    coarse = CacheSettings(spacing_mm=(4.0, 4.0, 4.0))
+    entries, missing = open_cached(cases, cache, coarse)
     assert len(entries) + len(missing) == len(cases)
-    cache_cases(cases, cache, settings_)
-    entries, missing = open_cached(cases, cache, settings_)
+    cache_cases(cases, cache, coarse)
+    entries, missing = open_cached(cases, cache, coarse)
     assert not missing and not list(cache.rglob(".unfinished*"))
     for entry in entries:
         for name, size in json.loads((entry.folder / "entry.json").read_text())["bytes"].items():
@@ -221,22 +255,30 @@ def require_no_broken_entry(folder, cache, clean):
             assert len(pure) == size and (entry.folder / name).read_bytes() == pure
 
 
-def check_kills(hospitals, tmp_path, moments):
-    folder = hospitals / "amos"
-    cases = find_cases(dataset_table("amos"), folder).cases
-    cache_cases(cases, tmp_path / "clean", CacheSettings(spacing_mm=(4.0, 4.0, 4.0)))
-    for number, moment in enumerate(moments):
-        kill_while_caching(folder, tmp_path / str(number), moment)
-        require_no_broken_entry(folder, tmp_path / str(number), tmp_path / "clean")
+@pytest.fixture(scope="module")
+def undisturbed(hospitals, tmp_path_factory):
+    """The cases of a set and the cache that nobody killed."""
+    clean = tmp_path_factory.mktemp("clean")
+    cases = find_cases(dataset_table("amos"), hospitals / "amos").cases
+    cache_cases(cases, clean, CacheSettings(spacing_mm=(4.0, 4.0, 4.0)))
+    return cases, clean
 
 
-def test_kill_9_leaves_no_broken_entry(hospitals, tmp_path):
-    check_kills(hospitals, tmp_path, [0.15])
+def test_kill_9_wherever_the_cache_is_touched_leaves_no_broken_entry(hospitals, tmp_path, undisturbed):
+    cases, clean = undisturbed
+    command = [sys.executable, "-c", FILL_AND_DIE_EVERYWHERE, str(hospitals / "amos"), str(tmp_path)]
+    moments = int(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    assert moments > 15
+    for moment in range(1, moments + 1):
+        require_no_broken_entry(cases[:1], tmp_path / str(moment), clean)
 
 
 @pytest.mark.slow
-def test_kill_9_at_twenty_random_moments_leaves_no_broken_entry(hospitals, tmp_path):
-    check_kills(hospitals, tmp_path, np.random.default_rng(0).uniform(0, 1.2, 20))
+def test_kill_9_at_twenty_random_moments_leaves_no_broken_entry(hospitals, tmp_path, undisturbed):
+    cases, clean = undisturbed
+    for number, moment in enumerate(np.random.default_rng(0).uniform(0, 1.2, 20)):
+        kill_while_caching(hospitals / "amos", tmp_path / str(number), moment)
+        require_no_broken_entry(cases, tmp_path / str(number), clean)
 
 
 def test_temporary_folders_of_dead_runs_are_swept_up_and_never_read(folder, tmp_path):

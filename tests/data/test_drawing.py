@@ -65,18 +65,20 @@ def test_splitting_sides_loses_nothing_and_touches_nothing_else(values):
 def test_a_tumour_is_on_the_side_of_the_kidney_it_grows_from():
     sources = parse_labels({"1": "right_kidney", "2": "left_kidney", "3": "kidney_tumor"}, "test")
     values = np.zeros((20, 3, 3), np.uint8)
-    values[15:18], values[3:6], values[6:12] = 1, 2, 3  # a large tumour of the left kidney beyond the mid-plane
+    # A tumour of the left kidney that grew beyond the mid-plane: most of it lies nearer to the right one.
+    values[15:18], values[3:5], values[5:9, 1], values[9:14] = 1, 2, 3, 3
     sided = with_sides(drawing_of_map(values), sources, (3.0, 3.0, 3.0), 8.0)
     assert sided.mask("3", "left").sum() == (values == 3).sum()
 
 
 def test_overlapping_masks_keep_their_company_when_split():
-    lungs, tumor = np.zeros((20, 3, 3), bool), np.zeros((20, 3, 3), bool)
-    lungs[1:6], lungs[14:19], tumor[15] = True, True, True
-    sources = parse_labels({"lungs": "lungs", "tumor": "lung_tumor"}, "test")
-    sided = with_sides(drawing_of_masks({"lungs": lungs, "tumor": tumor}), sources, (10.0, 10.0, 10.0), 9.5)
+    lungs, tumor, vessel = (np.zeros((20, 3, 3), bool) for _ in range(3))
+    lungs[1:6], lungs[14:19], tumor[15], vessel[15] = True, True, True, True
+    sources = parse_labels({"lungs": "lungs", "tumor": "lung_tumor", "vessel": {"name": "vessels"}}, "test")
+    drawing = drawing_of_masks({"lungs": lungs, "tumor": tumor, "vessel": vessel})
+    sided = with_sides(drawing, sources, (10.0, 10.0, 10.0), 9.5)
     code = sided.codes[15, 0, 0]
-    assert sided.meanings[code] == (Drawn("lungs", "right"), Drawn("tumor", "right"))
+    assert sided.meanings[code] == (Drawn("lungs", "right"), Drawn("tumor", "right"), Drawn("vessel"))
     assert sided.meanings[sided.codes[2, 0, 0]] == (Drawn("lungs", "left"),)
 
 

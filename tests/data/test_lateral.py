@@ -105,3 +105,7 @@ def test_without_bone_the_body_decides_and_without_a_body_the_image():
     assert midplane(hu, MM) == 39.5
     hu[20:40] = 0
     assert abs(midplane(hu, MM) - 29.5) <= 1
+
+
+def test_a_wrong_mid_plane_through_an_organ_does_not_cut_it():
+    np.testing.assert_array_equal(right_half(RIGHT | LEFT, MM, 60.0), RIGHT)

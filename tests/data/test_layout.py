@@ -52,7 +52,8 @@ def test_a_second_copy_of_a_case_is_named_and_the_first_is_taken(tmp_path):
 
 def test_the_hidden_twins_that_archives_from_a_mac_hold_are_passed_over(tmp_path):
     touch(tmp_path, "imagesTr/._liver_0.nii.gz", "imagesTr/liver_0.nii.gz", "labelsTr/liver_0.nii.gz")
-    assert names(find_cases(table("imagesTr/{case}{ext}", "labelsTr/{case}{ext}"), tmp_path)) == ["liver_0"]
+    found = find_cases(table("imagesTr/{case}{ext}", "labelsTr/{case}{ext}"), tmp_path)
+    assert names(found) == ["liver_0"] and not found.misplaced
 
 
 def test_one_mask_a_structure_and_a_pattern_that_begins_at_the_folder_itself(tmp_path):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from viscera.components import components, largest_component, without_small
 from viscera.errors import KnowledgeError
 from viscera.masks import MaskSet, SoftMask
 from viscera.post import rules
-from viscera.post.components import components, largest_component, without_small
 from viscera.post.pipeline import apply_rules, needed_classes, rule_entries
 
 SHAPE = (40, 20, 16)
@@ -48,6 +48,13 @@ def test_corners_connect_and_of_equals_the_first_is_largest():
     assert not largest_component(np.zeros((3, 3, 3), bool)).any()
     assert without_small(mask, 2).sum() == 4
     assert without_small(mask, 3).sum() == 0
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 1), (1, 3, 1), (1, 1, 3)])
+def test_a_single_line_of_voxels_has_its_parts(shape):
+    line = np.array([True, False, True]).reshape(shape)
+    assert len(components(line)) == 2
+    assert largest_component(line).sum() == 1
 
 
 def test_lungs_given_to_the_wrong_sides_are_put_right():

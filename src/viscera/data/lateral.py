@@ -1,11 +1,11 @@
 """Which side: telling the right organ of a pair from the left where one label stands for both.
 
-Arrays are [X, Y, Z] with RAS axes: a larger x index lies further to the patient's right... on the array's first axis,
-as everywhere inside viscera. Every voxel of a mask gets exactly one side, so the two halves always add up to it.
+Arrays are [X, Y, Z] with RAS axes, so a larger x index lies further to the patient's right. Every voxel of a mask gets
+exactly one side: the two halves always add up to it.
 
 How it is decided, for kidneys, lungs, adrenal glands and femoral heads alike:
 
-    two large parts, apart in x       right and left of each other, whatever the mid-plane says
+    two large parts far apart in x    right and left of each other, whatever the mid-plane says
     one large part on one side        that side; the other organ is absent
     one large part across the middle  merged: eroded until it falls apart, each voxel goes to its nearer core;
                                       where it never falls apart it is cut at its thinnest near the mid-plane
@@ -16,15 +16,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import cc3d
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from viscera.components import labelled
 from viscera.masks import BoolArray
 from viscera.shapes import Box, SpacingMm, triple
 
 LARGE_SHARE = 0.1  # of the mask: parts above it decide, the rest follows
+LIKE_SHARE = 0.3  # the smaller organ of a pair has at least this share of the larger one's volume
 CROSSING_SHARE = 0.2  # of a part beyond the mid-plane: more than this is two organs grown together
 APART_MM = 40.0  # two parts of one pair lie further apart in x than this, centre to centre; two bits of one organ less
 CORE_SHARE = 0.15  # of what an erosion left: a core must hold this much
@@ -62,19 +63,17 @@ def right_half(mask: BoolArray, spacing_mm: SpacingMm, middle: float) -> BoolArr
         return out
     inner = mask[box.slices]
     middle -= box.start[0]
-    labels, count = cc3d.connected_components(inner.astype(np.uint8), connectivity=26, return_N=True)
+    labels, count = labelled(inner)
     sizes = np.bincount(labels.ravel(), minlength=count + 1)
     sizes[0] = 0
     large = [int(part) for part in np.flatnonzero(sizes >= LARGE_SHARE * sizes.sum())]
     seeds = np.zeros(inner.shape, np.int8)  # 1 right, -1 left
-    pieces: list[BoolArray] = []
-    for part in large:
-        piece = labels == part
-        if _crosses(piece, middle):
-            halves = _parted(piece, spacing_mm, middle)
+    pieces: list[BoolArray] = [labels == part for part in large]
+    if not _is_pair(pieces, spacing_mm[0]):
+        whole, pieces = pieces, []
+        for piece in whole:
+            halves = _parted(piece, spacing_mm, middle) if _crosses(piece, middle) else (piece,)
             pieces += [half for half in halves if half.any()]
-        else:
-            pieces.append(piece)
     for piece, side in zip(pieces, _sides([_centre_x(p) for p in pieces], middle, spacing_mm[0]), strict=True):
         seeds[piece] = side
     out[box.slices] = _nearest_seed(inner, seeds, spacing_mm) > 0
@@ -96,7 +95,7 @@ def right_of_nearest(
     inner = mask[box.slices]
     seeds = right[box.slices].astype(np.int8) - left[box.slices].astype(np.int8)
     side = _nearest_seed(inner, seeds, spacing_mm)
-    labels, count = cc3d.connected_components(inner.astype(np.uint8), connectivity=26, return_N=True)
+    labels, count = labelled(inner)
     touch = {
         sign: np.bincount(labels[ndimage.binary_dilation(seeds == sign, np.ones((3, 3, 3), bool))], minlength=count + 1)
         for sign in (1, -1)
@@ -110,6 +109,15 @@ def right_of_nearest(
     out = np.zeros(mask.shape, bool)
     out[box.slices] = side > 0
     return out
+
+
+def _is_pair(pieces: list[BoolArray], spacing_x_mm: float) -> bool:
+    """Whether the two largest parts are of like size and far apart in x: two organs, wherever the mid-plane is."""
+    if len(pieces) < 2:
+        return False
+    first, second = sorted(pieces, key=np.count_nonzero)[-2:]
+    alike = np.count_nonzero(first) >= LIKE_SHARE * np.count_nonzero(second)
+    return bool(alike) and abs(_centre_x(first) - _centre_x(second)) * spacing_x_mm > APART_MM
 
 
 def _crosses(piece: BoolArray, middle: float) -> bool:
@@ -153,7 +161,7 @@ def _parted(piece: BoolArray, spacing_mm: SpacingMm, middle: float) -> tuple[Boo
 
 def _two_cores(eroded: BoolArray, middle: float) -> npt.NDArray[np.int8] | None:
     """The two largest parts as 1 (right) and -1 (left) if both are substantial and lie on both sides of `middle`."""
-    labels, count = cc3d.connected_components(eroded.astype(np.uint8), connectivity=26, return_N=True)
+    labels, count = labelled(eroded)
     if count < 2:
         return None
     sizes = np.bincount(labels.ravel())

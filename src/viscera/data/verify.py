@@ -19,15 +19,15 @@ from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from typing import Any, Literal
 
-import cc3d
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from viscera.components import labelled
 from viscera.data.anatomy import anatomy
 from viscera.data.assemble import label_table
 from viscera.data.catalogue import host_organs
-from viscera.data.drawing import Drawing, looked_up, read_drawing_in_space, with_sides
+from viscera.data.drawing import Drawing, looked_up, organs_drawn, read_drawing_in_space, with_sides
 from viscera.data.lateral import midplane
 from viscera.data.layout import Case, Found
 from viscera.errors import ImageError, VisceraError
@@ -203,7 +203,7 @@ def _lesions_outside(case: Case, drawing: Drawing, spacing_mm: SpacingMm) -> Ite
         organ_values = {s.value for s in sources if hosts & set(s.classes) and not s.is_lesion}
         box = Box.around(mask).grown(1, within=triple(mask.shape))
         organ = ndimage.binary_dilation(_drawn_by(drawing, organ_values)[box.slices], np.ones((3, 3, 3), bool))
-        labels, count = cc3d.connected_components(mask[box.slices].astype(np.uint8), connectivity=26, return_N=True)
+        labels, count = labelled(mask[box.slices])
         inside = set(np.unique(labels[organ])) - {0}
         voxels = np.bincount(labels.ravel())
         least = _LEAST_COMPONENT_ML * 1000 / float(np.prod(spacing_mm))
@@ -227,14 +227,14 @@ def _class_masks(
     step = triple(max(1, round(_COARSE_MM / s)) for s in spacing_mm)
     i, j, k = step
     coarse_mm = (spacing_mm[0] * step[0], spacing_mm[1] * step[1], spacing_mm[2] * step[2])
-    codes = drawing.codes[::i, ::j, ::k]
-    drawn = codes != 0
+    sources = case.group.sources
+    coarse = Drawing(drawing.codes[::i, ::j, ::k], drawing.meanings)
     if hu is None:  # the mid-plane of what is drawn
-        middle = midplane(np.where(drawn, 0, -1000), coarse_mm)
+        middle = midplane(np.where(coarse.codes != 0, 0, -1000), coarse_mm)
     else:
-        middle = midplane(hu[::i, ::j, ::k], coarse_mm, without=drawn)
-    coarse = with_sides(Drawing(codes, drawing.meanings), case.group.sources, coarse_mm, middle)
-    table = label_table(coarse.meanings, case.group.sources, case.annotated, (), case.annotated)
+        middle = midplane(hu[::i, ::j, ::k], coarse_mm, without=organs_drawn(coarse, sources))
+    coarse = with_sides(coarse, sources, coarse_mm, middle)
+    table = label_table(coarse.meanings, sources, case.annotated, (), case.annotated)
     return {key: row.numpy()[coarse.codes] for key, row in zip(case.annotated, table.rows, strict=True)}, coarse_mm
 
 

@@ -24,6 +24,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from viscera.components import components
 from viscera.errors import SettingError
 from viscera.metrics.statistics import Proportion, ratio
 from viscera.shapes import SpacingMm
@@ -93,8 +94,6 @@ def match_lesions(
 
     `affine` (4x4, voxel index of these arrays -> mm) places the centres; without it they are counted from voxel 0.
     """
-    import cc3d
-
     if reference.shape != prediction.shape:
         raise ValueError(f"masks of different shapes: reference {reference.shape}, prediction {prediction.shape}")
     if reference.size == 0:
@@ -102,14 +101,12 @@ def match_lesions(
     matching = matching or Matching()
     voxel_ml = float(np.prod(spacing_mm)) / 1000
     to_mm = np.diag([*spacing_mm, 1.0]) if affine is None else affine
-    # One empty layer behind the last voxels: cc3d 4.1 fails on a single line of voxels such as 1, 0, 1.
-    padded = (np.pad(np.asarray(mask, bool), (0, 1)) for mask in (reference, prediction))
-    sides = [cc3d.connected_components(mask, connectivity=26) for mask in padded]
+    found = [components(mask) for mask in (reference, prediction)]
+    sides = [parts.labels for parts in found]
     sizes, centres, kept = [], [], []
-    for components in sides:
-        statistics = cc3d.statistics(components)
-        sizes.append(statistics["voxel_counts"].astype(np.int64))
-        centres.append(statistics["centroids"] @ to_mm[:3, :3].T + to_mm[:3, 3])
+    for parts in found:  # entry 0 stands for the background, so that labels are indices
+        sizes.append(np.concatenate([[0], parts.voxels]))
+        centres.append(np.vstack([np.zeros(3), parts.centres]) @ to_mm[:3, :3].T + to_mm[:3, 3])
         kept.append(np.flatnonzero(sizes[-1][1:] * voxel_ml >= matching.smallest_ml) + 1)
     both = np.zeros((len(sizes[0]), len(sizes[1])), np.int64)
     shared = (sides[0] > 0) & (sides[1] > 0)

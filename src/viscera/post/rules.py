@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+from viscera.components import Components, components, without_small
+from viscera.components import largest_component as largest_of
 from viscera.masks import BoolArray, MaskSet, SoftMask
-from viscera.post.components import Components, components, without_small
-from viscera.post.components import largest_component as largest_of
 from viscera.shapes import Box, Triple, triple
 from viscera.taxonomy import taxonomy
 

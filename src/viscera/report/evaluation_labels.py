@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from viscera.components import components
 from viscera.data.catalogue import host_organs
 from viscera.errors import ClassNameError, ImageError, SettingError
 from viscera.io.labels import read_labels
@@ -241,13 +242,10 @@ def unpainted(array: Labels, values: Mapping[str, tuple[int, ...]]) -> tuple[Lab
 
 def _pieces(mask: BoolArray) -> Iterator[tuple[Box, BoolArray]]:
     """The 26-connected pieces of `mask`: the box around each with a voxel to spare, and which of its voxels are in."""
-    import cc3d
-
-    components = cc3d.connected_components(mask, connectivity=26)
-    for label, spans in enumerate(cc3d.statistics(components)["bounding_boxes"][1:], start=1):
-        tight = Box(triple(s.start for s in spans), triple(s.stop for s in spans))
+    found = components(mask)
+    for label, tight in enumerate(found.boxes, start=1):
         box = tight.grown(1, within=triple(mask.shape))
-        yield box, components[box.slices] == label
+        yield box, found.labels[box.slices] == label
 
 
 def _grown(mask: BoolArray) -> BoolArray:

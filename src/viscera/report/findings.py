@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
-from scipy.spatial import ConvexHull, QhullError, distance
+from scipy.spatial import ConvexHull, KDTree, QhullError, distance
 
+from viscera.components import components
 from viscera.io.atomic import whole_file
 from viscera.masks import BoolArray
-from viscera.post.components import components
 from viscera.report.as_json import write_json
 from viscera.shapes import Box, triple
 from viscera.taxonomy import Structure
@@ -101,11 +101,12 @@ def measure(
     found = components(mask)
     lesions: list[Lesion] = []
     if structure.is_lesion:
+        organs = _Hosts(hosts or {}, affine)
         for number, label in enumerate(found.by_size(), start=1):
             box = found.boxes[label - 1]
             one = Crop(box.shifted(crop.box.start), found.labels[box.slices] == label)
             centre = found.centres[label - 1] + crop.box.start
-            lesions.append(_lesion(number, one, centre, hu, affine, voxel_ml, hosts or {}))
+            lesions.append(_lesion(number, one, centre, hu, affine, voxel_ml, organs))
     return Finding(
         **common,
         volume_ml=count * voxel_ml,
@@ -142,7 +143,7 @@ def _lesion(
     hu: npt.NDArray[Any],
     affine: Affine,
     voxel_ml: float,
-    hosts: Mapping[str, Crop],
+    hosts: _Hosts,
 ) -> Lesion:
     # Distances are largest between voxels of the surface: a large lesion has few of them.
     places = np.argwhere(one.mask & ~ndimage.binary_erosion(one.mask))
@@ -156,7 +157,7 @@ def _lesion(
         axial_diameter_mm=axial,
         axial_width_mm=width,
         centre_mm=_place(centre, affine),
-        host=_host(one, centre, hosts, affine),
+        host=hosts.of(one, centre),
         mean_hu=float(hu[one.box.slices][one.mask].mean()),
     )
 
@@ -215,20 +216,32 @@ def _in_plane(points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return flat
 
 
-def _host(one: Crop, centre: npt.NDArray[np.float64], hosts: Mapping[str, Crop], affine: Affine) -> str | None:
-    """The organ that shares most voxels with the lesion; with none shared, the one whose voxels come nearest."""
-    shared = {key: _overlap(one, host) for key, host in hosts.items() if host.mask.any()}
-    if not shared:
-        return None
-    best = max(shared, key=lambda key: shared[key])
-    if shared[best] > 0:
-        return best
+class _Hosts:
+    """The organs that the lesions of a class may lie in, asked for one lesion after the other."""
 
-    def nearest(key: str) -> float:
-        offsets = (np.argwhere(hosts[key].mask) + hosts[key].box.start - centre) @ affine[:3, :3].T
-        return float((offsets**2).sum(1).min())
+    def __init__(self, organs: Mapping[str, Crop], affine: Affine) -> None:
+        self._organs = {key: organ for key, organ in organs.items() if organ.mask.any()}
+        self._affine = affine
+        self._trees: dict[str, KDTree] = {}
 
-    return min(shared, key=nearest)
+    def of(self, one: Crop, centre: npt.NDArray[np.float64]) -> str | None:
+        """The organ that shares most voxels with the lesion `one`; with none shared, the one nearest to its centre."""
+        if not self._organs:
+            return None
+        shared = {key: _overlap(one, organ) for key, organ in self._organs.items()}
+        best = max(shared, key=lambda key: shared[key])
+        if shared[best] > 0 or len(shared) == 1:
+            return best
+        place = _place(centre, self._affine)
+        return min(shared, key=lambda key: float(self._tree(key).query(place)[0]))
+
+    def _tree(self, key: str) -> KDTree:
+        """The organ's surface as a search tree, made at the first question: there may be many small lesions."""
+        if key not in self._trees:
+            organ = self._organs[key]
+            places = np.argwhere(organ.mask & ~ndimage.binary_erosion(organ.mask)) + organ.box.start
+            self._trees[key] = KDTree(places @ self._affine[:3, :3].T + self._affine[:3, 3])
+        return self._trees[key]
 
 
 def _overlap(a: Crop, b: Crop) -> int:

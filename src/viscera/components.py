@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import cc3d
 import numpy as np
@@ -37,9 +38,19 @@ class Components:
         return [int(i) + 1 for i in np.argsort(-self.voxels, kind="stable")]
 
 
-def components(mask: BoolArray) -> Components:
-    """All components of `mask`, labelled in one pass. An empty mask has none."""
-    labels, count = cc3d.connected_components(mask, connectivity=CONNECTIVITY, return_N=True)  # type: ignore[call-overload]
+def labelled(mask: npt.ArrayLike) -> tuple[npt.NDArray[np.unsignedinteger], int]:
+    """The components of `mask` [X, Y, Z] as labels 1..count in scan order (0 outside), and their count."""
+    voxels = np.asarray(mask, bool)
+    # cc3d 4.1 fails on a single line of voxels such as 1, 0, 1; an empty layer beside it helps.
+    is_line = voxels.size > 0 and sum(side > 1 for side in voxels.shape) < 2
+    given: Any = np.pad(voxels, (0, 1)) if is_line else voxels
+    labels, count = cc3d.connected_components(given, connectivity=CONNECTIVITY, return_N=True)  # type: ignore[call-overload]
+    return labels[tuple(slice(side) for side in voxels.shape)], count
+
+
+def components(mask: npt.ArrayLike) -> Components:
+    """All components of `mask` [X, Y, Z], labelled in one pass. An empty mask has none."""
+    labels, count = labelled(mask)
     if count == 0:
         return Components(labels, np.zeros(0, np.int64), np.zeros((0, 3)), ())
     found = cc3d.statistics(labels)
