@@ -9,14 +9,17 @@ direct way, gives the same numbers many times slower (bench/head.py).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch.utils.checkpoint import checkpoint
+from torch.autograd import Function
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+threshold_backward = torch.ops.aten.threshold_backward  # a gradient where the ReLU let it pass
 
 WIDTH = 8  # channels between the head's layers, and of the features it works on
 PARAMETERS = WIDTH * WIDTH + WIDTH * WIDTH + WIDTH + WIDTH + WIDTH + 1  # 153
 _CHUNK = 4096  # voxels at a time: 8 x 32 x 4096 float32 = 4 MB, within the caches; 1024 to 8192 are equally fast
-_TRAINING_CHUNK = 65536  # with gradients a chunk is recomputed, not kept; fewer, larger chunks cost less
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +59,29 @@ class HeadWeights:
         x = torch.baddbmm(self.bias2, self.weight2, x).relu_()
         return torch.baddbmm(self.bias3, self.weight3, x)[:, 0]
 
+    def backward(self, features: torch.Tensor, gradient: torch.Tensor, sums: HeadWeights) -> torch.Tensor:
+        """The chain rule by hand: gradient [K, V] of the logits -> [8, V] of the features; adds those of the layers to
+        `sums`, a `HeadWeights` of gradients."""
+        k = self.weight2.shape[0]
+        first = torch.addmm(self.bias1, self.weight1, features).relu_().view(k, WIDTH, -1)
+        second = torch.baddbmm(self.bias2, self.weight2, first).relu_()
+        g = gradient[:, None]
+        sums.weight3.baddbmm_(g, second.mT)
+        sums.bias3.add_(g.sum(2, keepdim=True))
+        g = threshold_backward(self.weight3.mT @ g, second, 0)
+        sums.weight2.baddbmm_(g, first.mT)
+        sums.bias2.add_(g.sum(2, keepdim=True))
+        g = threshold_backward(self.weight2.mT @ g, first, 0).view(k * WIDTH, -1)
+        sums.weight1.addmm_(g, features.mT)
+        sums.bias1.add_(g.sum(1, keepdim=True))
+        return self.weight1.mT @ g
+
+    def parameters(self) -> torch.Tensor:
+        """The layers as `from_parameters` takes them: [K, 153]."""
+        k = self.weight2.shape[0]
+        parts = (self.weight1, self.weight2, self.weight3, self.bias1, self.bias2, self.bias3)
+        return torch.cat([part.reshape(k, -1) for part in parts], 1)
+
 
 def apply_heads(features: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
     """The logits of K classes for one sample.
@@ -63,23 +89,33 @@ def apply_heads(features: torch.Tensor, parameters: torch.Tensor) -> torch.Tenso
     features    float32 [8, X, Y, Z]
     parameters  float32 [K, 153], one row a class
 
-    Returns float32 [K, X, Y, Z]. Needs its output and about 10 MB more; with gradients, the head's inner maps are
-    computed again in the backward pass instead of being kept.
+    Returns float32 [K, X, Y, Z]. Needs its output and about 10 MB more, with gradients too: the head's inner maps are
+    computed again in the backward pass instead of being kept. Gradients of gradients are not there.
     """
-    voxels = features.flatten(1)
-    if torch.is_grad_enabled() and (features.requires_grad or parameters.requires_grad):
-        parts = [
-            checkpoint(_heads, chunk, parameters, use_reentrant=False)
-            for chunk in torch.split(voxels, _TRAINING_CHUNK, dim=1)
-        ]
-        logits = torch.cat(parts, 1)
-    else:
-        heads = HeadWeights.from_parameters(parameters)
-        logits = voxels.new_empty((parameters.shape[0], voxels.shape[1]))
-        for start in range(0, voxels.shape[1], _CHUNK):
-            logits[:, start : start + _CHUNK] = heads(voxels[:, start : start + _CHUNK])
+    logits = _Heads.apply(features.flatten(1), parameters)
+    assert isinstance(logits, torch.Tensor)
     return logits.view(-1, *features.shape[1:])
 
 
-def _heads(features: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
-    return HeadWeights.from_parameters(parameters)(features)
+class _Heads(Function):
+    """features [8, V], parameters [K, 153] -> logits [K, V], chunk by chunk in both directions."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, features: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(features, parameters)
+        heads = HeadWeights.from_parameters(parameters)
+        logits = features.new_empty((parameters.shape[0], features.shape[1]))
+        for start in range(0, features.shape[1], _CHUNK):
+            logits[:, start : start + _CHUNK] = heads(features[:, start : start + _CHUNK])
+        return logits
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features, parameters = ctx.saved_tensors
+        heads = HeadWeights.from_parameters(parameters)
+        of_features, sums = torch.empty_like(features), HeadWeights.from_parameters(torch.zeros_like(parameters))
+        for start in range(0, features.shape[1], _CHUNK):
+            part = slice(start, start + _CHUNK)
+            of_features[:, part] = heads.backward(features[:, part], gradient[:, part], sums)
+        return of_features, sums.parameters()
