@@ -35,7 +35,8 @@ def _download(repository: str, filename: str, revision: str) -> tuple[Path, str]
     )
     try:
         # Asked first, because it answers at once where there is no network; the download itself would try for long.
-        commit = get_hf_file_metadata(hf_hub_url(repository, filename, revision=revision), timeout=10).commit_hash
+        metadata = get_hf_file_metadata(hf_hub_url(repository, filename, revision=revision), timeout=10)
+        commit = metadata.commit_hash or revision
         path = Path(hf_hub_download(repository, filename, revision=commit))
     except LocalEntryNotFoundError as error:
         raise InputError(f"The hub cannot be reached. {way_out}") from error
@@ -43,4 +44,4 @@ def _download(repository: str, filename: str, revision: str) -> tuple[Path, str]
         raise InputError(f"The hub refused {repository}/{filename} at {revision!r} ({error}). {way_out}") from error
     except Exception as error:  # what the hub's HTTP client raises without a network differs between its versions
         raise InputError(f"The hub cannot be reached ({type(error).__name__}: {error}). {way_out}") from error
-    return path, path.parent.name  # the cache keeps each commit in a folder of its name
+    return path, commit

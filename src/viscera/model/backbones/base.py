@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from importlib import import_module
+from inspect import signature
 from pkgutil import iter_modules
 from typing import Any
 
@@ -57,9 +58,17 @@ def backbone_names() -> list[str]:
 
 
 def make_backbone(name: str, settings: Mapping[str, Any]) -> Backbone:
-    """The backbone `name` with its own settings, randomly initialised. Raises CheckpointError for an unknown name."""
+    """The backbone `name` with its own settings, randomly initialised.
+
+    Raises CheckpointError for an unknown name, or settings that this backbone does not have.
+    """
     if name not in backbone_names():
         raise CheckpointError(f"There is no backbone {name!r}; there are {', '.join(backbone_names())}.")
-    backbone = import_module(f"viscera.model.backbones.{name}").build(**settings)
+    build = import_module(f"viscera.model.backbones.{name}").build
+    try:
+        signature(build).bind(**settings)
+    except TypeError as error:
+        raise CheckpointError(f"The settings of backbone {name!r} do not fit: {error}.") from error
+    backbone = build(**settings)
     assert isinstance(backbone, Backbone)
     return backbone
