@@ -115,7 +115,8 @@ class _Heads(Function):
         features, parameters = ctx.saved_tensors
         heads = HeadWeights.from_parameters(parameters)
         of_features, sums = torch.empty_like(features), HeadWeights.from_parameters(torch.zeros_like(parameters))
-        for start in range(0, features.shape[1], _CHUNK):
-            part = slice(start, start + _CHUNK)
-            of_features[:, part] = heads.backward(features[:, part], gradient[:, part], sums)
+        with torch.autocast(features.device.type, enabled=False):  # the caller may be within such a block
+            for start in range(0, features.shape[1], _CHUNK):
+                part = slice(start, start + _CHUNK)
+                of_features[:, part] = heads.backward(features[:, part], gradient[:, part], sums)
         return of_features, sums.parameters()
