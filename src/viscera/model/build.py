@@ -18,8 +18,8 @@ def build(config: ModelConfig, text_vectors: torch.Tensor) -> UniversalModel:
     wanted = (len(config.classes), config.text_dim)
     if tuple(text_vectors.shape) != wanted:
         raise CheckpointError(
-            f"The text vectors are {tuple(text_vectors.shape)}; {len(config.classes)} classes and text_dim "
-            f"{config.text_dim} need {wanted}."
+            f"The text vectors, organ_embedding, are {tuple(text_vectors.shape)}; {len(config.classes)} classes and "
+            f"text_dim {config.text_dim} need {wanted}."
         )
     return UniversalModel(make_backbone(config.backbone, config.backbone_settings), text_vectors, config)
 

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from viscera.errors import CheckpointError
+from viscera.errors import CheckpointError, OutputError
 from viscera.io.atomic import whole_file
 from viscera.model.build import build
 from viscera.model.config import ModelConfig
@@ -24,7 +24,7 @@ SUFFIX = ".safetensors"
 def save_checkpoint(model: UniversalModel, path: str | os.PathLike[str], *, half: bool = False) -> Path:
     """Writes the model with its config, whole or not at all. half: store floating point numbers as float16.
 
-    Raises CheckpointError for a name that does not end with .safetensors.
+    Raises CheckpointError for a name that does not end with .safetensors, OutputError where nothing can be written.
     """
     path = Path(path)
     if path.suffix != SUFFIX:
@@ -34,7 +34,10 @@ def save_checkpoint(model: UniversalModel, path: str | os.PathLike[str], *, half
         for key, value in model.state_dict().items()
     }
     with whole_file(path) as unfinished:
-        save_file(state, unfinished, {"format": FORMAT, "config": model.config.to_json()})
+        try:
+            save_file(state, unfinished, {"format": FORMAT, "config": model.config.to_json()})
+        except SafetensorError as error:  # a full disk too: its own error, not the system's
+            raise OutputError(f"{path} cannot be written: {error}. Choose another place or free the disk.") from error
     return path
 
 

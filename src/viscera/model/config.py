@@ -103,10 +103,15 @@ def packaged_config(name: str) -> ModelConfig:
     return _config(values, f"models/{name}.toml")
 
 
-def _config(values: Mapping[str, Any], where: str) -> ModelConfig:
+def _config(values: object, where: str) -> ModelConfig:
+    if not isinstance(values, Mapping):
+        raise CheckpointError(f"{where} are {values!r}; they must be a table of names and values.")
     parts = {"preprocessing": Preprocessing, "inference": Inference}
+    for name in (*parts, "backbone_settings", "thresholds", "text_bank", "training"):
+        if name in values and not isinstance(values[name], Mapping):
+            raise CheckpointError(f"{where}: {name} is {values[name]!r}; it must be a table of names and values.")
     own = {
-        name: _built(parts[name], value, f"{where}, {name}") if name in parts and isinstance(value, Mapping) else value
+        name: _built(parts[name], value, f"{where}, {name}") if name in parts else value
         for name, value in values.items()
     }
     config = _built(ModelConfig, own, where)
