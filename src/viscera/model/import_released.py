@@ -93,11 +93,15 @@ def read_state(path: Path) -> Mapping[str, torch.Tensor]:
             f"{path} cannot be loaded safely: {_wanted(str(error))}. Only tensors and plain values are taken, since a "
             "pickle can run any program. If you trust the file, save only its state dict with torch.save."
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # a damaged pickle can raise anything
         reason = (str(error).splitlines() or ["unreadable"])[0]
         raise CheckpointError(f"{path} is damaged or is not a PyTorch checkpoint ({reason}).") from error
     state = loaded.get("net", loaded.get("state_dict", loaded)) if isinstance(loaded, Mapping) else loaded
-    if not isinstance(state, Mapping) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
+    if (
+        not isinstance(state, Mapping)
+        or not state
+        or not all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items())
+    ):
         raise CheckpointError(f"{path} holds no state dict: neither `net`, `state_dict` nor the file itself is one.")
     return state
 
