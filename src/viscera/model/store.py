@@ -22,7 +22,8 @@ def store_folder() -> Path:
 
 def stored_models() -> dict[str, Path]:
     """The models in the store by name, sorted; empty if there is no store yet."""
-    return {path.stem: path for path in sorted(store_folder().glob(f"*{SUFFIX}"))}
+    found = sorted(store_folder().glob(f"*{SUFFIX}"))
+    return {path.stem: path for path in found if not path.name.startswith(".")}  # a killed writer leaves .unfinished-*
 
 
 def store_path(name: str) -> Path:
