@@ -12,7 +12,7 @@ from viscera.errors import InputError
 from viscera.io.find import case_names, scan_files
 from viscera.model.universal import UniversalModel
 from viscera.report.as_json import plain
-from viscera.workflow.outputs import is_whole, read_record, refuse_existing
+from viscera.workflow.outputs import RECORD, is_whole, read_record, refuse_existing
 from viscera.workflow.scan import Result, SaveSettings, SegmentSettings, Stage, Stopwatch, request, segment_scan
 
 
@@ -39,15 +39,28 @@ def find_cases(scans: Sequence[Path], output: Path) -> list[Case]:
     """The cases in `scans` (files, DICOM folders, archives, or folders of such), each with a name of its own.
 
     A scan is named after its file; where two would share a name (`a/ct.nii.gz`, `b/ct.nii.gz`), the folders that
-    tell them apart come before it (`a_ct`, `b_ct`). Raises InputError if a folder holds no scan, or if a scan is named
-    twice.
+    tell them apart come before it (`a_ct`, `b_ct`). Results of earlier runs are no scans. Raises InputError if a
+    folder holds no scan, or if a scan is named twice.
     """
-    found = [path for place in scans for path in (scan_files(place) if place.is_dir() else [place])]
+    found = [path for place in scans for path in (_scans_in(place) if place.is_dir() else [place])]
     paths = [path.absolute() for path in found]
     if len(set(paths)) < len(paths):
         twice = next(path for path, count in Counter(paths).items() if count > 1)
         raise InputError(f"The scan {twice} was named twice.")
     return [Case(name, scan, output / name) for name, scan in zip(case_names(paths), found, strict=True)]
+
+
+def _scans_in(folder: Path) -> list[Path]:
+    """The scans in a folder, without what earlier runs wrote there."""
+    written = {
+        file.parent / name
+        for file in folder.rglob(RECORD)
+        for name in (read_record(file.parent) or {}).get("outputs", {})
+    }
+    scans = [path for path in scan_files(folder) if path not in written]
+    if not scans:
+        raise InputError(f"{folder} holds no scans, only results of earlier runs.")
+    return scans
 
 
 def segment_many(

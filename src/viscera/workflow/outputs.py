@@ -7,11 +7,12 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from viscera.errors import OutputError
+from viscera.report.manifest import SCHEMA
 
 RECORD = "run.json"  # moved in last: a folder that holds it is whole
 
@@ -24,25 +25,27 @@ def staged(folder: Path, *, overwrite: bool) -> Iterator[Path]:
     `overwrite` is False, or if it cannot be written.
     """
     refuse_existing(folder, overwrite)
-    new = not folder.exists()
+    missing = [place for place in (folder, *folder.parents) if not os.path.exists(place)]
+    work: Path | None = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder))
-    except OSError as error:
-        raise _unwritable(folder, error) from error
-    try:
         yield work
         _move_in(work, folder)
+    except OutputError as error:  # it names a file of the hidden folder, which nobody knows
+        raise _unwritable(folder, error.__cause__ or error) from error
     except OSError as error:
         raise _unwritable(folder, error) from error
     finally:
-        shutil.rmtree(work, ignore_errors=True)
-        if new and not any(folder.iterdir()):
-            folder.rmdir()
+        if work is not None:
+            shutil.rmtree(work, ignore_errors=True)
+        with suppress(OSError):  # a folder that holds something stays, and so do those around it
+            for place in missing:
+                place.rmdir()
 
 
 def refuse_existing(folder: Path, overwrite: bool) -> None:
-    """Raises OutputError if `folder` holds an earlier result that must not be replaced, or is a file."""
+    """Raises OutputError if `folder` holds an earlier result that must not be replaced, or cannot be written to."""
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"The output {folder} is a file; give a folder with --output.")
     present = [name for name in (RECORD, "segmentation.nii.gz") if (folder / name).exists()]
@@ -51,10 +54,17 @@ def refuse_existing(folder: Path, overwrite: bool) -> None:
             f"{folder} already holds a result ({', '.join(present)}). Use --overwrite to replace it, or choose another "
             "place with --output."
         )
+    # Asked before minutes of computing, not only when the first file is written.
+    nearest = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.exists(place))
+    if not nearest.is_dir():
+        raise _unwritable(folder, f"{nearest} is a file")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise _unwritable(folder, f"nothing may be written in {nearest}")
 
 
-def _unwritable(folder: Path, error: OSError) -> OutputError:
-    return OutputError(f"Cannot write the result to {folder}: {error.strerror or error}. Choose another --output.")
+def _unwritable(folder: Path, reason: BaseException | str) -> OutputError:
+    told = reason.strerror or reason if isinstance(reason, OSError) else reason
+    return OutputError(f"Cannot write the result to {folder}: {told}. Choose another --output.")
 
 
 def _move_in(work: Path, folder: Path) -> None:
@@ -86,12 +96,12 @@ def file_sizes(folder: Path) -> dict[str, int]:
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """The run record in `folder`, or None if there is none that can be read."""
+    """The run record in `folder`, or None if there is none that can be read (another program's run.json is none)."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return record if isinstance(record, dict) else None
+    return record if isinstance(record, dict) and record.get("schema") == SCHEMA else None
 
 
 def is_whole(folder: Path) -> bool:
