@@ -77,10 +77,14 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="Write JSON inste
         typer.echo(json.dumps(rows, indent=2))
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table("name", "backbone", "classes", "spacing mm", "weights", "licence", box=None, header_style="bold")
     for row in rows:
+        if "error" in row:
+            table.add_row(row["name"], "", "", "", escape(f"damaged: {row['error']}"))
+            continue
         table.add_row(
             row["name"],
             row["backbone"],
@@ -123,16 +127,27 @@ def show(
 
 
 def _models() -> list[tuple[str, Any]]:
-    """Name and config of every model there is: the store's, then the packaged architectures."""
+    """Name and config of every model there is: the store's, then the packaged architectures.
+
+    In the place of the config of a damaged file stands its error: one must not hide the others.
+    """
+    from viscera.errors import CheckpointError
     from viscera.model.checkpoint import read_config
     from viscera.model.config import model_names, packaged_config
     from viscera.model.store import stored_models
 
-    stored = [(name, read_config(path)) for name, path in stored_models().items()]
-    return [*stored, *((name, packaged_config(name)) for name in model_names())]
+    found: list[tuple[str, Any]] = []
+    for name, path in stored_models().items():
+        try:
+            found.append((name, read_config(path)))
+        except CheckpointError as error:
+            found.append((name, error))
+    return [*found, *((name, packaged_config(name)) for name in model_names())]
 
 
 def _row(name: str, config: Any) -> dict[str, Any]:
+    if isinstance(config, Exception):
+        return {"name": name, "error": str(config)}
     return {
         "name": name,
         "backbone": config.backbone,
