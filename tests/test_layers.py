@@ -12,7 +12,7 @@ import viscera
 PACKAGE = Path(viscera.__file__).parent
 ORDER = [
     ("errors", "shapes"),
-    ("masks", "taxonomy"),
+    ("masks", "settings", "taxonomy"),
     ("components",),
     ("names",),
     ("io",),

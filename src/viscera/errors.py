@@ -8,6 +8,7 @@
     ├── OutputError              a result cannot be written where it was asked for
     ├── CheckpointError          weights that do not fit, or cannot be trusted
     ├── TextBankError            label vectors that do not fit the model they are meant for
+    ├── TrainingError            a training run that cannot go on
     ├── KnowledgeError           one of our own tables breaks its rule
     └── MissingDependencyError   an optional package is not installed
 
@@ -46,6 +47,10 @@ class CheckpointError(VisceraError):
 
 class TextBankError(VisceraError):
     """A bank of label vectors that does not fit the model it is meant for."""
+
+
+class TrainingError(VisceraError):
+    """A training run that cannot go on: its loss is no longer a number."""
 
 
 class KnowledgeError(VisceraError):

@@ -17,6 +17,7 @@ from viscera.cli.evaluate import agreement, check_reports, evaluate
 from viscera.cli.export import export, splits
 from viscera.cli.phantom import phantom
 from viscera.cli.segment import demo, segment
+from viscera.cli.train import train
 from viscera.errors import VisceraError
 
 
@@ -48,6 +49,7 @@ app.command()(demo)
 app.command()(classes)
 app.add_typer(data.app)
 app.command()(phantom)
+app.command()(train)
 app.add_typer(text.app)
 app.add_typer(weights.app, name="weights")
 app.command()(evaluate)

@@ -105,6 +105,48 @@ class Batch:
             self.cases,
         )
 
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def part(self, start: int, stop: int) -> Batch:
+        """Patches ``start:stop``."""
+        here = slice(start, stop)
+        return Batch(
+            self.image[here],
+            self.target[here],
+            self.annotated[here],
+            self.union_target[here],
+            self.union_members[here],
+            self.cases[here],
+        )
+
+    @property
+    def pairs(self) -> int:
+        """How many (patch, class) and (patch, union) pairs it teaches."""
+        return int(self.annotated.sum() + self.union_members.any(2).sum())
+
+    def union_name(self, patch: int, union: int, classes: Sequence[str]) -> str:
+        """A union of patch number `patch` as people read it: "stomach|duodenum"."""
+        return "|".join(key for key, member in zip(classes, self.union_members[patch, union], strict=True) if member)
+
+    @property
+    def taught(self) -> list[int]:
+        """The classes (columns) that at least one patch teaches, alone or in a union."""
+        taught = self.annotated.any(0) | self.union_members.flatten(0, 1).any(0)
+        return [int(column) for column in taught.nonzero()]
+
+    def of_classes(self, columns: Sequence[int]) -> Batch:
+        """The batch of a model with only these classes; they must hold all `taught` ones."""
+        chosen = list(columns)
+        return Batch(
+            self.image,
+            self.target[:, chosen],
+            self.annotated[:, chosen],
+            self.union_target,
+            self.union_members[..., chosen],
+            self.cases,
+        )
+
 
 def collate(
     images: Sequence[torch.Tensor], codes: Sequence[torch.Tensor], tables: Sequence[LabelTable], cases: Sequence[str]

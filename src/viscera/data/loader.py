@@ -6,6 +6,7 @@ batch G over R processes consists of the draws s*G ... s*G + G - 1, of which pro
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -71,7 +72,7 @@ def patch_loader(
         batch_sampler=_Steps(batch_size, start_step, stop_step, rank, world_size),
         num_workers=workers,
         collate_fn=_as_batch,
-        worker_init_fn=_single_thread if workers else None,
+        worker_init_fn=_modest if workers else None,
     )
 
 
@@ -103,5 +104,6 @@ def _as_batch(patches: Sequence[Patch]) -> Batch:
     )
 
 
-def _single_thread(worker: int) -> None:
+def _modest(worker: int) -> None:
     torch.set_num_threads(1)
+    os.nice(10)  # on a small machine the network's threads come first: they wait for each other

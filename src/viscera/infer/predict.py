@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 
@@ -14,10 +12,9 @@ from viscera.infer.collect import SoftMaskCollector
 from viscera.infer.prepare import Prepared
 from viscera.infer.window import Progress, Slab, stream_windows
 from viscera.masks import MaskSet
+from viscera.model.precision import Precision, computing_in, resolved_precision
 from viscera.model.universal import UniversalModel
 from viscera.shapes import triple
-
-Precision = Literal["auto", "fp32", "bf16"]
 
 # One pass of the light network takes about 75 bytes a voxel (0.44 GB for 160 x 128 x 288); a larger scan goes through
 # windows. At 3 mm this many voxels are 0.43 cubic metres: no patient is that large.
@@ -54,17 +51,7 @@ class InferenceSettings:
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
             raise SettingError(f"The device {device!r} cannot be used here ({reason}). Try --device cpu.") from error
-        precision = self.precision
-        if precision == "auto":
-            precision = "bf16" if has_fast_bf16(torch.device(device)) else "fp32"
-        return replace(self, device=device, precision=precision)
-
-
-def has_fast_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 is computed by the hardware: AVX512-BF16 or AMX on a CPU, Ampere or newer with CUDA."""
-    if device.type == "cpu":
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return replace(self, device=device, precision=resolved_precision(self.precision, torch.device(device)))
 
 
 def predict(
@@ -124,12 +111,9 @@ def _encode(
     model: UniversalModel, image: torch.Tensor, settings: InferenceSettings
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The vision branch in the asked precision; the head after it always computes in float32."""
-    context: AbstractContextManager[object] = nullcontext()
-    if settings.precision == "bf16":
-        context = torch.autocast(image.device.type, dtype=torch.bfloat16)
     if model.backbone.prefers_channels_last:
         image = image.contiguous(memory_format=torch.channels_last_3d)
-    with context:
+    with computing_in(settings.precision, image.device):
         features, embedding = model.encode(image)
     return features.float(), embedding.float()
 

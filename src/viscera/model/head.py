@@ -74,7 +74,8 @@ class HeadWeights:
         g = threshold_backward(self.weight2.mT @ g, first, 0).view(k * WIDTH, -1)
         sums.weight1.addmm_(g, features.mT)
         sums.bias1.add_(g.sum(1, keepdim=True))
-        return self.weight1.mT @ g
+        of_features: torch.Tensor = self.weight1.mT @ g
+        return of_features
 
     def parameters(self) -> torch.Tensor:
         """The layers as `from_parameters` takes them: [K, 153]."""
@@ -92,8 +93,7 @@ def apply_heads(features: torch.Tensor, parameters: torch.Tensor) -> torch.Tenso
     Returns float32 [K, X, Y, Z]. Needs its output and about 10 MB more, with gradients too: the head's inner maps are
     computed again in the backward pass instead of being kept. Gradients of gradients are not there.
     """
-    logits = _Heads.apply(features.flatten(1), parameters)
-    assert isinstance(logits, torch.Tensor)
+    logits: torch.Tensor = _Heads.apply(features.flatten(1), parameters)  # type: ignore[no-untyped-call]
     return logits.view(-1, *features.shape[1:])
 
 
@@ -110,7 +110,7 @@ class _Heads(Function):
         return logits
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         features, parameters = ctx.saved_tensors
         heads = HeadWeights.from_parameters(parameters)

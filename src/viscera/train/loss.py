@@ -56,22 +56,30 @@ class MaskedLoss:
     pairs      int64 [P, 2]: which (scan, class) pairs were annotated, in row-major order
     voxelwise  float32 [P], detached
     overlap    float32 [P], detached
+    drawn      bool [P]: whether the class is in the patch at all
     """
 
     total: torch.Tensor
     pairs: torch.Tensor
     voxelwise: torch.Tensor
     overlap: torch.Tensor
+    drawn: torch.Tensor
 
 
 def masked_loss(
-    logits: torch.Tensor, target: torch.Tensor, annotated: torch.Tensor, settings: LossSettings | None = None
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    annotated: torch.Tensor,
+    settings: LossSettings | None = None,
+    share_of: int | None = None,
 ) -> MaskedLoss:
     """Dice + cross entropy over the annotated classes of each scan.
 
     logits     [B, C, X, Y, Z], any floating type; computed in float32
     target     [B, C, X, Y, Z], 0 or 1; never looked at where `annotated` is False
     annotated  bool [B, C]: True = this scan's data set annotates this class
+    share_of   divide by this many pairs instead of those of this batch: those of the whole step, of which this batch
+               is one part (micro-batches, other processes), so that the parts' totals add up to the step's mean
 
     With nothing annotated the total is 0 and so is every gradient.
     """
@@ -80,11 +88,12 @@ def masked_loss(
     chosen = logits[pairs[:, 0], pairs[:, 1]].flatten(1).float()  # [P, voxels]
     if len(pairs) == 0:
         nothing = chosen.new_zeros(0)
-        return MaskedLoss(chosen.sum(), pairs, nothing, nothing)
+        return MaskedLoss(chosen.sum(), pairs, nothing, nothing, nothing.bool())
     truth = target[pairs[:, 0], pairs[:, 1]].flatten(1).to(chosen.dtype)
     voxelwise = _voxelwise(chosen, truth, settings)
     overlap = _overlap(chosen.sigmoid(), truth, settings)
-    return MaskedLoss((voxelwise + overlap).mean(), pairs, voxelwise.detach(), overlap.detach())
+    total = (voxelwise + overlap).sum() / (share_of or len(pairs))
+    return MaskedLoss(total, pairs, voxelwise.detach(), overlap.detach(), truth.any(1))
 
 
 def _voxelwise(logits: torch.Tensor, truth: torch.Tensor, settings: LossSettings) -> torch.Tensor:

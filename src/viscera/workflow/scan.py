@@ -17,7 +17,7 @@ import torch
 
 from viscera import __version__
 from viscera.errors import ClassNameError
-from viscera.infer.predict import InferenceSettings, Precision, predict
+from viscera.infer.predict import InferenceSettings, predict
 from viscera.infer.prepare import Prepared, prepare
 from viscera.io.grid import mask_on_scan
 from viscera.io.orientation import Reorientation, to_ras
@@ -27,6 +27,7 @@ from viscera.io.volume import Volume
 from viscera.io.write import write_label_map
 from viscera.masks import BoolArray, MaskSet
 from viscera.model.checkpoint import model_sha256
+from viscera.model.precision import Precision
 from viscera.model.store import load_model
 from viscera.model.universal import UniversalModel
 from viscera.names import resolve

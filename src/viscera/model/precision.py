@@ -1,0 +1,31 @@
+"""In which numbers a network computes: exact float32, or bfloat16 where the hardware has it."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import torch
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 is computed by the hardware: AVX512-BF16 or AMX on a CPU, Ampere or newer with CUDA."""
+    if device.type == "cpu":
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def resolved_precision(precision: Precision, device: torch.device) -> Precision:
+    """The precision with "auto" replaced by the faster one on `device`."""
+    if precision != "auto":
+        return precision
+    return "bf16" if has_fast_bf16(device) else "fp32"
+
+
+def computing_in(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+    """A context in which networks on `device` compute in `precision`; weights and the head stay float32."""
+    if resolved_precision(precision, device) == "bf16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()

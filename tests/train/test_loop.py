@@ -1,0 +1,275 @@
+"""The loop: learns, resumes to the bit, shares a step out without changing it, and refuses what is not a number."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from viscera.data.sampling import PatchSampler
+from viscera.errors import CheckpointError, SettingError, TrainingError
+from viscera.model.checkpoint import load_checkpoint
+from viscera.train.log import RunLog
+from viscera.train.loop import BEST, LAST, STATE, Listener, Report, step_loss
+from viscera.train.start import first_model
+from viscera.workflow.training import run
+
+
+def weights(folder):
+    return load_checkpoint(folder / LAST).state_dict()
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for key in a:
+        assert torch.equal(a[key], b[key]), key
+
+
+@pytest.fixture(scope="session")
+def undisturbed(sets, cache, tmp_path_factory):
+    """The weights of the tiny recipe, trained in one go."""
+    from tests.train.conftest import recipe
+
+    from viscera.workflow.training import make_plan
+
+    folder = tmp_path_factory.mktemp("whole")
+    run(make_plan(replace(recipe(), sets=sets), cache), folder, device="cpu")
+    return weights(folder)
+
+
+def test_it_learns(plan, tmp_path):
+    """The loss of the same patches falls; both sets teach what they annotate and nothing else."""
+    reports: list[Report] = []
+    run(
+        plan(loop=dict(steps=60, log_every=20), schedule=dict(learning_rate=1e-2)),
+        tmp_path,
+        Listener(reported=reports.append),
+        device="cpu",
+    )
+    assert [report.step for report in reports] == [20, 40, 60]
+    assert reports[-1].loss < 0.8 * reports[0].loss
+    taught = {dataset: {name for (of, name) in reports[-1].classes if of == dataset} for dataset in ("amos", "lits")}
+    assert taught["lits"] == {"liver", "liver_tumor"}
+    assert "liver_tumor" not in taught["amos"] and "spleen" in taught["amos"]
+    model = load_checkpoint(tmp_path / LAST)
+    assert model.config.trained and model.config.training["steps"] == 60
+    assert model.config.training["scans"] == {"amos": 2, "lits": 2}
+
+
+def test_a_stopped_run_goes_on_to_the_same_weights(plan, tmp_path, undisturbed):
+    steps = []
+
+    def stop_at_3() -> bool:
+        steps.append(1)
+        return len(steps) == 3
+
+    first = run(plan(), tmp_path, Listener(stop=stop_at_3), device="cpu")
+    assert (first.step, first.complete) == (3, False)
+    begun: list[int] = []
+    second = run(plan(), tmp_path, Listener(begun=begun.append), device="cpu")
+    assert begun == [3] and second.complete
+    assert_same(weights(tmp_path), undisturbed)
+    again = run(plan(), tmp_path, device="cpu")
+    assert again.step == 6 and again.complete
+    assert_same(weights(tmp_path), undisturbed)
+
+
+def test_workers_do_not_change_the_weights(plan, tmp_path, undisturbed):
+    run(plan(loop=dict(workers=2)), tmp_path, device="cpu")
+    assert_same(weights(tmp_path), undisturbed)
+
+
+def test_another_recipe_or_other_scans_are_another_run(plan, tmp_path):
+    run(plan(loop=dict(steps=2)), tmp_path, device="cpu")
+    with pytest.raises(SettingError, match="another recipe"):
+        run(plan(loop=dict(steps=3)), tmp_path, device="cpu")
+    with pytest.raises(SettingError, match="other scans"):
+        other = plan(loop=dict(steps=2))
+        run(replace(other, learned=other.learned[1:]), tmp_path, device="cpu")
+
+
+def test_a_damaged_state_is_an_error(plan, tmp_path):
+    (tmp_path / STATE).write_bytes(b"PK\x03\x04 not a state")
+    with pytest.raises(CheckpointError, match="damaged"):
+        run(plan(), tmp_path, device="cpu")
+
+
+def test_micro_batches_give_the_gradient_of_the_whole_batch(plan):
+    """Group norm does not look at the rest of its batch, so parts add up to the whole."""
+    tiny = plan(
+        model="segresnet",
+        model_settings={"backbone_settings": {}, "preprocessing": {"spacing_mm": [10.0] * 3}},
+        loop=dict(batch_size=4),
+    )
+    model = first_model(tiny.recipe, tiny.classes).train()
+    source = tiny.source()
+    from viscera.data.loader import patch_loader
+
+    batch = next(iter(patch_loader(source, batch_size=4, start_step=0, stop_step=1, workers=0)))
+    gradients = []
+    for size in (4, 1):
+        model.zero_grad()
+        for start in range(0, 4, size):
+            step_loss(model, model, batch.part(start, start + size), tiny.recipe, batch.pairs)[1].total.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert torch.allclose(*gradients, rtol=1e-3, atol=1e-6)
+
+
+def test_an_unannotated_class_gets_no_gradient_through_the_whole_model(plan):
+    """Its text vector, the only thing that is the class's own, is not moved by a scan that does not annotate it."""
+    tiny = plan()
+    model = first_model(tiny.recipe, tiny.classes).train()
+    model.organ_embedding.requires_grad_(True)
+    source = tiny.source()
+    number = next(n for n in range(50) if source[n].case.startswith("lits"))
+    from viscera.data.loader import _as_batch
+
+    batch = _as_batch([source[number]])
+    step_loss(model, model, batch, tiny.recipe)[1].total.backward()
+    moved = {key for key, row in zip(tiny.classes, model.organ_embedding.grad, strict=True) if row.any()}
+    assert moved == {"liver", "liver_tumor"}
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_scans(plan, tmp_path, monkeypatch):
+    tiny = plan()
+    source = tiny.source()
+    clean = type(source).__getitem__
+
+    def poisoned(self, number):
+        patch = clean(self, number)
+        if number >= 6:
+            patch.image[0, 0, 0] = float("nan")
+        return patch
+
+    monkeypatch.setattr(type(source), "__getitem__", poisoned)
+    with pytest.raises(TrainingError, match=r"Step 3: .*(amos|lits)/.*") as caught:
+        run(tiny, tmp_path, device="cpu")
+    named = {source.sampler.cases[source.sampler.draw(n).case].id for n in (6, 7)}
+    assert all(case in str(caught.value) for case in named)
+    assert str(tmp_path / STATE) in str(caught.value), "the state of step 2 is kept"
+    assert torch.load(tmp_path / STATE, weights_only=True)["step"] == 2
+
+
+def test_validation_segments_whole_scans_and_keeps_the_best(plan, tmp_path):
+    seen = []
+    tiny = plan(validation=dict(every=3, share=0.5), loop=dict(steps=6))
+    assert len(tiny.held) == 2 and len(tiny.learned) == 2
+    run(tiny, tmp_path, Listener(validated=lambda step, dice: seen.append((step, dict(dice)))), device="cpu")
+    assert [step for step, _ in seen] == [3, 6]
+    assert "liver" in seen[0][1] and all(0 <= value <= 1 for _, dice in seen for value in dice.values())
+    assert load_checkpoint(tmp_path / BEST).config.trained
+
+
+def test_a_frozen_backbone_stays_as_it_was(plan, tmp_path):
+    run(plan(loop=dict(steps=2)), tmp_path / "base", device="cpu")
+    base = tmp_path / "base" / LAST
+    tiny = plan(init=str(base), freeze_backbone=True, loop=dict(steps=2))
+    run(tiny, tmp_path / "next", device="cpu")
+    before, after = load_checkpoint(base).state_dict(), weights(tmp_path / "next")
+    moved = {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
+    assert "backbone" not in moved
+    assert {"controller", "text_to_vision"} <= moved
+
+
+def test_a_new_class_on_an_old_model_keeps_every_old_vector(plan, tmp_path):
+    old = plan(classes=["liver", "spleen"], loop=dict(steps=2))
+    run(old, tmp_path, device="cpu")
+    base = load_checkpoint(tmp_path / LAST)
+    grown = plan(init=str(tmp_path / LAST), classes=["spleen", "liver", "liver_tumor"])
+    model = first_model(grown.recipe, grown.classes)
+    assert torch.equal(model.organ_embedding[0], base.organ_embedding[1])
+    assert torch.equal(model.organ_embedding[1], base.organ_embedding[0])
+    assert torch.equal(model.controller.weight, base.controller.weight)
+    assert model.config.text_bank["classes"] == ["spleen", "liver", "liver_tumor"]
+
+
+def test_classes_nobody_annotates_and_scans_nobody_has(plan):
+    with pytest.raises(SettingError, match="right_lung"):
+        plan(classes=["liver", "right_lung"])
+    with pytest.raises(SettingError, match="no class key"):
+        plan(classes=["livr"])
+    with pytest.raises(SettingError, match="amos/99"):
+        plan(validation=dict(cases=["amos/99"]))
+    with pytest.raises(SettingError, match="multiple of 4"):
+        plan(sampling=dict(patch_voxels=[18, 16, 16]))
+
+
+def test_the_log_has_every_step_once_after_a_crash(tmp_path):
+    def report(step):
+        return Report(step, 9, 1.0, 1e-3, 2.0, 3.0, 0.1, 5.0, {})
+
+    log = RunLog(tmp_path, 0)
+    for step in (2, 4, 6):
+        log.report(report(step))
+    log.close()
+    with (tmp_path / "log.csv").open("a") as file:
+        file.write("8,0.")  # killed in the middle of a row
+    log = RunLog(tmp_path, 4)
+    log.report(report(6))
+    log.close()
+    rows = list(csv.DictReader((tmp_path / "log.csv").open()))
+    assert [row["step"] for row in rows] == ["2", "4", "6"]
+
+
+def test_draws_do_not_depend_on_the_process(plan):
+    source = plan().source()
+    again = PatchSampler(source.sampler.cases, source.sampler.classes, source.sampler.settings, 0)
+    assert [again.draw(n) for n in range(9)] == [source.sampler.draw(n) for n in range(9)]
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_moments_it_ends_with_the_same_weights(sets, cache, tmp_path, plan):
+    """`kill -9` at random moments of the command, again and again, until it is through."""
+    changed = plan(loop=dict(steps=40, save_every=1, batch_size=2), validation=dict(every=10, share=0.5))
+    run(changed, tmp_path / "whole", device="cpu")
+    recipe = tmp_path / "tiny.toml"
+    from tests.train.conftest import TINY
+
+    recipe.write_text(
+        _toml({**TINY, "name": "tiny", "validation": {"every": 10, "share": 0.5}}, steps=40, save_every=1)
+    )
+    command = [sys.executable, "-m", "viscera", "train", str(recipe), "--cache", str(cache), "--device", "cpu"]
+    command += ["-o", str(tmp_path / "killed"), *(part for key in sets for part in ("--data", f"{key}={sets[key]}"))]
+    rng, kills, begin = np.random.default_rng(0), 0, time.monotonic()
+    reached = tmp_path / "killed" / STATE
+    while kills < 20:
+        child = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
+        before = reached.stat().st_mtime if reached.exists() else 0.0
+        while child.poll() is None and (not reached.exists() or reached.stat().st_mtime == before):
+            time.sleep(0.02)
+        time.sleep(float(rng.uniform(0, 0.2)))
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
+            kills += 1
+        assert child.wait() in (0, -signal.SIGKILL)
+        assert time.monotonic() - begin < 280
+    assert subprocess.run(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL).returncode == 0
+    assert_same(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
+
+
+def _toml(values, **loop) -> str:
+    """The tiny recipe as a file."""
+    import json
+
+    values = {**values, "loop": {**values["loop"], **loop}}
+    lines = []
+
+    def table(name, rows):
+        plain = {key: value for key, value in rows.items() if not isinstance(value, dict)}
+        if name:
+            lines.append(f"[{name}]")
+        lines.extend(f"{key} = {json.dumps(value)}" for key, value in plain.items())
+        for key, value in rows.items():
+            if isinstance(value, dict):
+                table(f"{name}.{key}" if name else key, value)
+
+    table("", values)
+    return "\n".join(lines) + "\n"
