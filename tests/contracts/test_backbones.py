@@ -22,8 +22,11 @@ MODELS = {packaged_config(name).backbone: name for name in model_names()}
 # Published weights that the published architecture never uses: the input of DiNTS's deepest level, which the search
 # switched off (the last 0 in the first row of `node_active`).
 IDLE = {"dints": ("backbone.stem_down.3.",)}
-# Without processor support bf16 is computed a hundred times slower; these are small enough all the same.
+# Without processor support bf16 is computed a hundred times slower: a few are small enough all the same, most take
+# minutes, and one takes longer than anybody waits.
 BF16_IS_QUICK = ("lite", "segresnet")
+BF16_NEEDS_SUPPORT = ("swin_unetr",)
+HAS_BF16 = bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
 
 
 @dataclass(frozen=True)
@@ -139,11 +142,13 @@ def test_the_same_seed_gives_the_same_model_and_leaves_the_callers_random_number
     assert [key for key, value in case.model.state_dict().items() if not torch.equal(value, again[key])] == []
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=() if n in BF16_IS_QUICK else pytest.mark.slow) for n in backbone_names()]
 )
 def test_bf16_stays_close_to_float32(name):
+    if name in BF16_NEEDS_SUPPORT and not HAS_BF16:
+        pytest.skip(f"{name} takes more than ten minutes in bf16 on a processor without support for it")
     model = untrained(MODELS[name])
     side = model.backbone.minimum_voxels
     image = torch.rand(1, 1, side, side, side, generator=torch.Generator().manual_seed(1))
@@ -154,7 +159,7 @@ def test_bf16_stays_close_to_float32(name):
             logits = model.decode(*rough)
     assert rough[0].dtype == torch.bfloat16
     assert logits.dtype == torch.float32
-    # bf16 has 8 bits. Random weights pass its rounding on undamped: 2 % for a U-Net, 15 % for DiNTS, three times as deep.
+    # bf16 has 8 bits, and random weights pass its rounding on undamped: 2 % for a U-Net, 15 % for the far deeper DiNTS.
     for coarse, fine in zip(rough, exact, strict=True):
         assert (coarse.float() - fine).square().mean().sqrt() <= 0.2 * fine.std()
 
