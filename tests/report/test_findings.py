@@ -137,6 +137,13 @@ def test_the_width_stands_at_right_angles_to_the_length():
     assert sizes(lesion(crop(*plus))) == pytest.approx((5, 5, 3))
 
 
+def test_the_width_of_a_corner_is_the_height_over_its_longest_side():
+    """Two legs of 8 and 4 mm: the corner stands 8 * 4 / √80 mm off the line between their ends."""
+    legs = [(x, 4, 5) for x in range(4, 13)] + [(4, y, 5) for y in range(5, 9)]
+    long = math.sqrt(80)
+    assert sizes(lesion(crop(*legs))) == pytest.approx((long + 1, long + 1, 32 / long + 1))
+
+
 def test_the_axial_diameter_is_that_of_the_slice_where_it_is_longest():
     steps = [(5, 5, 3), *((x, 5, 4) for x in range(4, 8)), (5, 5, 5), (6, 5, 5)]
     assert lesion(crop(*steps)).axial_diameter_mm == pytest.approx(4)
@@ -230,6 +237,12 @@ def test_the_host_is_the_organ_that_shares_most_voxels():
     left, right = block((0, 5, 5), (7, 6, 6)), block((7, 5, 5), (20, 6, 6))
     assert host(tumour, left_kidney=left, right_kidney=right) == "right_kidney"
     assert host(tumour, left_kidney=right, right_kidney=left) == "left_kidney"
+
+
+def test_an_organ_around_a_lesion_shares_nothing_with_it():
+    """The left one lies on both sides of the tumour, and only its box holds it; the right one holds one voxel."""
+    around = crop((2, 5, 5), (3, 5, 5), (16, 5, 5), (17, 5, 5))
+    assert host(block((8, 5, 5), (11, 6, 6)), left_kidney=around, right_kidney=crop((10, 5, 5))) == "right_kidney"
 
 
 def test_without_a_shared_voxel_the_host_is_the_nearest_in_mm():
