@@ -90,9 +90,8 @@ def _changed(
     seed: int | None,
     workers: int | None,
 ) -> Recipe:
-    loop = {
-        name: value for name, value in (("steps", steps), ("seed", seed), ("workers", workers)) if value is not None
-    }
+    given: dict[str, Any] = {"steps": steps, "seed": seed, "workers": workers}
+    loop = {name: value for name, value in given.items() if value is not None}
     sets = dict(recipe.sets)
     if data:
         pairs = [text.partition("=") for text in data]

@@ -346,9 +346,14 @@ def ready_to_train(model: UniversalModel, recipe: Recipe) -> UniversalModel:
     model.train()
     if recipe.freeze_backbone:
         model.backbone.requires_grad_(False).eval()
-    if model.backbone.prefers_channels_last:
+    if _channels_last(model, recipe):
         model = model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     return model
+
+
+def _channels_last(model: UniversalModel, recipe: Recipe) -> bool:
+    # torch 2.13 crashes in the backward pass of a group norm over channels-last maps that need no gradient themselves.
+    return model.backbone.prefers_channels_last and not recipe.freeze_backbone
 
 
 def step_loss(
@@ -361,7 +366,7 @@ def step_loss(
     columns = batch.taught or [0]  # with nothing taught the graph still needs one class
     part = batch.of_classes(columns)
     image = part.image
-    if model.backbone.prefers_channels_last:
+    if _channels_last(model, recipe):
         image = image.contiguous(memory_format=torch.channels_last_3d)
     with computing_in(recipe.loop.precision, image.device):
         logits = net(image, columns)
