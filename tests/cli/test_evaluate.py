@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.report.evaluation_scenes import LIVER, SHAPE, organs, save, scene
+from tests.report.evaluation.scenes import LIVER, SHAPE, organs, save, scene
 from typer.testing import CliRunner
 
 from viscera.cli.main import app

@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from tests.report.evaluation_scenes import AFFINE, LIVER, organs, save, scene
+from tests.report.evaluation.scenes import AFFINE, LIVER, organs, save, scene
 from viscera.errors import InputError, SettingError
 from viscera.report.challenges import challenge, export_challenge, fold_splits, share_split
 from viscera.taxonomy import table_names

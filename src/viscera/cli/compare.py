@@ -35,9 +35,9 @@ def compare(
     from rich.table import Table
 
     from viscera.metrics.edge_cases import METRICS
-    from viscera.report.evaluation_compare import better, load_runs, write_comparison
-    from viscera.report.evaluation_compare import compare as compare_runs
-    from viscera.report.evaluation_summary import class_name, shown
+    from viscera.report.evaluation.compare import better, load_runs, write_comparison
+    from viscera.report.evaluation.compare import compare as compare_runs
+    from viscera.report.evaluation.summary import class_name, shown
 
     result = compare_runs(load_runs(runs), [name.strip() for name in metrics.split(",") if name.strip()])
     written = write_comparison(result, output, overwrite=overwrite)

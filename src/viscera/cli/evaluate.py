@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from viscera.report.evaluation import CaseResult, Evaluation, Failure
-    from viscera.report.evaluation_labels import LabelTable
+    from viscera.report.evaluation.evaluate import CaseResult, Evaluation, Failure
+    from viscera.report.evaluation.labels import LabelTable
 
 EXAMPLES = """
 **Examples**
@@ -108,11 +108,11 @@ def evaluate(
     """
     from viscera.errors import SettingError
     from viscera.metrics.detection import Matching
-    from viscera.report.evaluation import EvaluationSettings, evaluate
-    from viscera.report.evaluation_cases import Places, find_cases, split_classes
-    from viscera.report.evaluation_dataset import dataset_cases
-    from viscera.report.evaluation_report import write_evaluation
-    from viscera.report.evaluation_store import NAME, refuse_earlier
+    from viscera.report.evaluation.cases import Places, find_cases, split_classes
+    from viscera.report.evaluation.dataset import dataset_cases
+    from viscera.report.evaluation.evaluate import EvaluationSettings, evaluate
+    from viscera.report.evaluation.report import write_evaluation
+    from viscera.report.evaluation.store import NAME, refuse_earlier
 
     if model is not None and (dataset is None or len(places) != 1):
         raise SettingError("--model needs --dataset and one place, the folder of the data set.")
@@ -186,10 +186,10 @@ def agreement(
     """
     from rich.markup import escape
 
-    from viscera.report.evaluation import EvaluationSettings
-    from viscera.report.evaluation_agreement import NAME, Reading, compare_readings, write_agreement
-    from viscera.report.evaluation_store import refuse_earlier
-    from viscera.report.evaluation_summary import class_name
+    from viscera.report.evaluation.agreement import NAME, Reading, compare_readings, write_agreement
+    from viscera.report.evaluation.evaluate import EvaluationSettings
+    from viscera.report.evaluation.store import refuse_earlier
+    from viscera.report.evaluation.summary import class_name
 
     refuse_earlier(output, NAME, overwrite)
     table, _ = label_tables(labels, None)
@@ -228,8 +228,8 @@ def check_reports(
 
     `viscera check-reports reports.csv out/ -o check/`
     """
-    from viscera.report.evaluation_summary import shown_proportion
-    from viscera.report.evaluation_truths import check_reports, read_truths, write_check
+    from viscera.report.evaluation.summary import shown_proportion
+    from viscera.report.evaluation.truths import check_reports, read_truths, write_check
 
     result = check_reports(read_truths(truths), results)
     written = write_check(result, output, overwrite=overwrite)
@@ -289,7 +289,7 @@ def _segment(console: Console, dataset: str, folder: Path, model: str, classes: 
 
 def label_tables(labels: Path | None, prediction_labels: str | None) -> tuple[LabelTable, LabelTable]:
     """The tables of references and predictions; viscera's own ids where nothing is said."""
-    from viscera.report.evaluation_labels import own_labels, read_label_table
+    from viscera.report.evaluation.labels import own_labels, read_label_table
 
     references = own_labels() if labels is None else read_label_table(labels)
     if prediction_labels is None:
@@ -301,7 +301,7 @@ def chosen(names: str | None, table: LabelTable) -> tuple[str, ...] | None:
     """The classes that `names` ask for: classes and groups of the taxonomy, or names of the table itself."""
     from viscera.errors import ClassNameError
     from viscera.names import resolve
-    from viscera.report.evaluation_cases import split_classes
+    from viscera.report.evaluation.cases import split_classes
 
     if names is None:
         return None
@@ -329,7 +329,7 @@ def progress(console: Console, cases: int) -> Iterator[Callable[[str, CaseResult
     from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from viscera.report.evaluation import Failure
+    from viscera.report.evaluation.evaluate import Failure
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
@@ -366,7 +366,7 @@ def class_table(evaluation: Evaluation) -> Table:
     from rich.table import Table
 
     from viscera.metrics.edge_cases import METRICS
-    from viscera.report.evaluation_summary import class_name, shown_interval, shown_summary, summary_rows
+    from viscera.report.evaluation.summary import class_name, shown_interval, shown_summary, summary_rows
 
     shown = ("dice", "nsd", "hd95_mm", "volume_error_ml")
     table = Table(box=None, header_style="bold")

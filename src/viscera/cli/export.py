@@ -63,8 +63,8 @@ def splits(
 
     from viscera.errors import InputError, OutputError, SettingError
     from viscera.report.challenges import fold_splits, share_split
-    from viscera.report.evaluation_cases import listed_cases
-    from viscera.report.evaluation_store import write_text
+    from viscera.report.evaluation.cases import listed_cases
+    from viscera.report.evaluation.store import write_text
 
     if not cases.exists():
         raise InputError(f"There is no {cases}.")

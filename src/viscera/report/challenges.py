@@ -15,9 +15,9 @@ from viscera.errors import InputError, KnowledgeError, OutputError, SettingError
 from viscera.io.labels import read_labels
 from viscera.io.volume import Volume
 from viscera.io.write import write_label_map
-from viscera.report.evaluation_cases import listed_cases
-from viscera.report.evaluation_grid import lookup
-from viscera.report.evaluation_labels import mask_files, own_labels, parts_of, read_side
+from viscera.report.evaluation.cases import listed_cases
+from viscera.report.evaluation.grid import lookup
+from viscera.report.evaluation.labels import mask_files, own_labels, parts_of, read_side
 from viscera.taxonomy import read_table, table_names, taxonomy
 
 

@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.report.evaluation_scenes import AFFINE, LIVER, SHAPE, SPLEEN, organs, save, scene
+from tests.report.evaluation.scenes import AFFINE, LIVER, SHAPE, SPLEEN, organs, save, scene
 from viscera.errors import InputError, OutputError, SettingError
 from viscera.report import page
 from viscera.report.as_json import plain
-from viscera.report.evaluation import THRESHOLDS, Evaluation, EvaluationSettings, evaluate
-from viscera.report.evaluation_cases import Case, Places, find_cases
-from viscera.report.evaluation_report import picture_of, worst, write_evaluation
-from viscera.report.evaluation_store import json_text, read_evaluation
-from viscera.report.evaluation_summary import detection_rows, summary_rows
-from viscera.report.evaluation_tables import csv_text, markdown_text, score_table
+from viscera.report.evaluation.cases import Case, Places, find_cases
+from viscera.report.evaluation.evaluate import THRESHOLDS, Evaluation, EvaluationSettings, evaluate
+from viscera.report.evaluation.report import picture_of, worst, write_evaluation
+from viscera.report.evaluation.store import json_text, read_evaluation
+from viscera.report.evaluation.summary import detection_rows, summary_rows
+from viscera.report.evaluation.tables import csv_text, markdown_text, score_table
 
 
 def run(
@@ -76,8 +76,8 @@ def test_workers_give_the_same_result_and_outlive_a_dead_one(tmp_path: Path, mon
     alone, together = evaluate(cases), evaluate(cases, workers=2)
     assert [plain(case.scores) for case in together.cases] == [plain(case.scores) for case in alone.cases]
 
-    import viscera.report.evaluation as module
-    from tests.report import deadly
+    import viscera.report.evaluation.evaluate as module
+    from tests.report.evaluation import deadly
 
     monkeypatch.setattr(module, "_attempt", deadly.attempt)  # dies in the case "b"
     result = evaluate(cases, workers=2)

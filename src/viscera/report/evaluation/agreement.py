@@ -17,12 +17,13 @@ from typing import Literal
 from viscera.errors import SettingError
 from viscera.metrics.agreement import BlandAltman, ReaderAgreement, bland_altman, compare_with_readers
 from viscera.metrics.statistics import Summary, summarise
-from viscera.report import page, plots
-from viscera.report.evaluation import Evaluation, EvaluationSettings, evaluate
-from viscera.report.evaluation_cases import Places, find_cases
-from viscera.report.evaluation_store import json_of, write_files
-from viscera.report.evaluation_summary import class_name, shown
-from viscera.report.evaluation_tables import csv_text, markdown_table
+from viscera.report import page
+from viscera.report.evaluation import plots
+from viscera.report.evaluation.cases import Places, find_cases
+from viscera.report.evaluation.evaluate import Evaluation, EvaluationSettings, evaluate
+from viscera.report.evaluation.store import json_of, write_files
+from viscera.report.evaluation.summary import class_name, shown
+from viscera.report.evaluation.tables import csv_text, markdown_table
 from viscera.report.page import Cell
 
 NAME = "agreement.json"

@@ -20,9 +20,9 @@ from viscera.errors import InputError
 from viscera.io.orientation import to_ras
 from viscera.masks import MaskSet, SoftMask
 from viscera.metrics.score import ClassMasks
-from viscera.report.evaluation_cases import Case, listed_cases
-from viscera.report.evaluation_grid import Grid, Lookup
-from viscera.report.evaluation_labels import LabelTable, MapFile, MaskFiles, Side, parts_of
+from viscera.report.evaluation.cases import Case, listed_cases
+from viscera.report.evaluation.grid import Grid, Lookup
+from viscera.report.evaluation.labels import LabelTable, MapFile, MaskFiles, Side, parts_of
 from viscera.shapes import triple
 from viscera.taxonomy import taxonomy
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from viscera.errors import ClassNameError, OutputError, SettingError
-from viscera.report.evaluation_truths import check_markdown, check_reports, read_truths, write_check
+from viscera.report.evaluation.truths import check_markdown, check_reports, read_truths, write_check
 
 TABLE = """case,class,present,size_mm
 p1,liver tumor,yes,20

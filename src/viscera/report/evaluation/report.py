@@ -16,13 +16,14 @@ from viscera.metrics.edge_cases import __doc__ as edge_case_table
 from viscera.metrics.score import box_around
 from viscera.metrics.statistics import Summary, summarise
 from viscera.metrics.tolerances import tolerances
-from viscera.report import page, plots
-from viscera.report.evaluation import CaseResult, Evaluation, EvaluationSettings, read_sides
-from viscera.report.evaluation_cases import Case
-from viscera.report.evaluation_grid import lookup
-from viscera.report.evaluation_labels import grid_of
-from viscera.report.evaluation_store import NAME, json_text, refuse_earlier, write_files
-from viscera.report.evaluation_summary import (
+from viscera.report import page
+from viscera.report.evaluation import plots
+from viscera.report.evaluation.cases import Case
+from viscera.report.evaluation.evaluate import CaseResult, Evaluation, EvaluationSettings, read_sides
+from viscera.report.evaluation.grid import lookup
+from viscera.report.evaluation.labels import grid_of
+from viscera.report.evaluation.store import NAME, json_text, refuse_earlier, write_files
+from viscera.report.evaluation.summary import (
     DetectionRow,
     SummaryRow,
     class_name,
@@ -34,7 +35,7 @@ from viscera.report.evaluation_summary import (
     shown_summary,
     summary_rows,
 )
-from viscera.report.evaluation_tables import (
+from viscera.report.evaluation.tables import (
     HEADLINE,
     csv_text,
     detection_table,

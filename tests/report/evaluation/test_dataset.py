@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.report.evaluation_scenes import LIVER, SHAPE, organs, save, scene
+from tests.report.evaluation.scenes import LIVER, SHAPE, organs, save, scene
 from viscera.data.catalogue import dataset_keys, dataset_table
 from viscera.data.layout import find_cases, with_labels_of
 from viscera.data.phantom import PhantomSettings, phantom_cases, write_dataset
 from viscera.errors import InputError
 from viscera.io.orientation import to_ras
 from viscera.io.read import read_volume
-from viscera.report.evaluation import Evaluation, EvaluationSettings, evaluate
-from viscera.report.evaluation_dataset import dataset_cases
-from viscera.report.evaluation_report import picture_of
+from viscera.report.evaluation.dataset import dataset_cases
+from viscera.report.evaluation.evaluate import Evaluation, EvaluationSettings, evaluate
+from viscera.report.evaluation.report import picture_of
 from viscera.taxonomy import taxonomy
 
 BOX = slice(3, 7)

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.report.evaluation_scenes import save, scene
+from tests.report.evaluation.scenes import save, scene
 from viscera.errors import InputError, OutputError, SettingError
-from viscera.report.evaluation import Evaluation, EvaluationSettings, evaluate
-from viscera.report.evaluation_agreement import Reading, compare_readings, write_agreement
-from viscera.report.evaluation_cases import Places, find_cases
-from viscera.report.evaluation_compare import better, compare, load_runs, write_comparison
-from viscera.report.evaluation_report import write_evaluation
+from viscera.report.evaluation.agreement import Reading, compare_readings, write_agreement
+from viscera.report.evaluation.cases import Places, find_cases
+from viscera.report.evaluation.compare import better, compare, load_runs, write_comparison
+from viscera.report.evaluation.evaluate import Evaluation, EvaluationSettings, evaluate
+from viscera.report.evaluation.report import write_evaluation
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from viscera.io.volume import Volume
 from viscera.masks import BoolArray, MaskSet, SoftMask
 from viscera.metrics.score import ClassMasks, LabelMap, box_around
 from viscera.names import resolve
-from viscera.report.evaluation_grid import Grid, Lookup
+from viscera.report.evaluation.grid import Grid, Lookup
 from viscera.shapes import Box, triple
 from viscera.taxonomy import taxonomy
 

@@ -25,11 +25,12 @@ from viscera.metrics.statistics import (
     rank_models,
     summarise,
 )
-from viscera.report import page, plots
-from viscera.report.evaluation import Evaluation
-from viscera.report.evaluation_store import json_of, read_evaluation, write_files
-from viscera.report.evaluation_summary import class_name, shown
-from viscera.report.evaluation_tables import csv_text, markdown_table
+from viscera.report import page
+from viscera.report.evaluation import plots
+from viscera.report.evaluation.evaluate import Evaluation
+from viscera.report.evaluation.store import json_of, read_evaluation, write_files
+from viscera.report.evaluation.summary import class_name, shown
+from viscera.report.evaluation.tables import csv_text, markdown_table
 from viscera.report.page import Cell
 
 DEFAULT_METRICS = ("dice", "nsd", "hd95_mm")

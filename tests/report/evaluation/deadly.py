@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from viscera.report.evaluation import CaseResult, EvaluationSettings, Failure, score_case
-from viscera.report.evaluation_cases import Case
+from viscera.report.evaluation.cases import Case
+from viscera.report.evaluation.evaluate import CaseResult, EvaluationSettings, Failure, score_case
 
 
 def attempt(case: Case, settings: EvaluationSettings) -> CaseResult | Failure:

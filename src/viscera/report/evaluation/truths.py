@@ -25,9 +25,9 @@ from viscera.metrics.agreement import BlandAltman, bland_altman
 from viscera.metrics.detection import PatientDetection, detect_patients
 from viscera.names import resolve
 from viscera.report import page
-from viscera.report.evaluation_store import json_of, write_files
-from viscera.report.evaluation_summary import shown, shown_proportion
-from viscera.report.evaluation_tables import csv_text, markdown_table
+from viscera.report.evaluation.store import json_of, write_files
+from viscera.report.evaluation.summary import shown, shown_proportion
+from viscera.report.evaluation.tables import csv_text, markdown_table
 from viscera.report.page import Cell
 from viscera.taxonomy import taxonomy
 

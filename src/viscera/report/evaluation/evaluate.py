@@ -1,8 +1,8 @@
 """Score a whole set of predictions: case by case in worker processes, one faulty file never stops the rest.
 
-cases = find_cases(Places(predictions, references))          # evaluation_cases.py
+cases = find_cases(Places(predictions, references))          # cases.py
 evaluation = evaluate(cases, EvaluationSettings(), workers=4)
-write_evaluation(evaluation, "out/")                         # evaluation_tables.py, page.py
+write_evaluation(evaluation, "out/")                         # report.py
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from viscera.io.labels import read_numbers
 from viscera.metrics.detection import LesionMatch, Matching, match_at_thresholds, match_lesions
 from viscera.metrics.score import ClassMasks, Score, box_around, score_classes
 from viscera.metrics.tolerances import tolerances_mm
-from viscera.report.evaluation_cases import Case
-from viscera.report.evaluation_dataset import read_drawn
-from viscera.report.evaluation_grid import Grid, lookup
-from viscera.report.evaluation_labels import (
+from viscera.report.evaluation.cases import Case
+from viscera.report.evaluation.dataset import read_drawn
+from viscera.report.evaluation.grid import Grid, lookup
+from viscera.report.evaluation.labels import (
     LabelTable,
     Side,
     canonical,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from viscera.data.layout import Case as DatasetCase
 from viscera.errors import InputError, SettingError
-from viscera.report.evaluation_labels import IMAGE_SUFFIXES, canonical, image_name, is_image, mask_files
+from viscera.report.evaluation.labels import IMAGE_SUFFIXES, canonical, image_name, is_image, mask_files
 
 _MASK_FOLDERS = ("masks", "segmentations")
 _MAP_NAMES = ("segmentation", "labels", "label", "seg")

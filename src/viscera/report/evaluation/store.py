@@ -16,8 +16,8 @@ from viscera.io.atomic import whole_file
 from viscera.metrics.detection import Lesion, LesionMatch
 from viscera.metrics.score import Score
 from viscera.report.as_json import plain
-from viscera.report.evaluation import CaseResult, Evaluation, Failure
-from viscera.report.evaluation_summary import detection_rows, summary_rows
+from viscera.report.evaluation.evaluate import CaseResult, Evaluation, Failure
+from viscera.report.evaluation.summary import detection_rows, summary_rows
 
 FORMAT = "viscera evaluation 1"
 NAME = "evaluation.json"

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.report.evaluation_scenes import LIVER, SHAPE, SPLEEN, organs, save, scene
+from tests.report.evaluation.scenes import LIVER, SHAPE, SPLEEN, organs, save, scene
 from viscera.errors import ImageError, SettingError
-from viscera.report.evaluation_grid import lookup
-from viscera.report.evaluation_labels import (
+from viscera.report.evaluation.grid import lookup
+from viscera.report.evaluation.labels import (
     LabelTable,
     canonical,
     own_labels,

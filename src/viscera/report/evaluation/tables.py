@@ -14,8 +14,8 @@ from typing import Any
 
 from viscera.metrics.edge_cases import METRICS
 from viscera.metrics.statistics import Proportion
-from viscera.report.evaluation import Evaluation
-from viscera.report.evaluation_summary import (
+from viscera.report.evaluation.evaluate import Evaluation
+from viscera.report.evaluation.summary import (
     class_name,
     detection_rows,
     mean_of_classes,

@@ -17,7 +17,7 @@ from viscera.metrics.detection import (
 )
 from viscera.metrics.edge_cases import METRICS, Metric
 from viscera.metrics.statistics import Proportion, Summary, summarise
-from viscera.report.evaluation import THRESHOLDS, CaseResult, Evaluation
+from viscera.report.evaluation.evaluate import THRESHOLDS, CaseResult, Evaluation
 from viscera.taxonomy import taxonomy
 
 ALL = "all cases"

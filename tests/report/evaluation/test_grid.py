@@ -9,7 +9,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from viscera.errors import ImageError
-from viscera.report.evaluation_grid import Grid, lookup
+from viscera.report.evaluation.grid import Grid, lookup
 
 SHAPE = (7, 6, 5)
 AFFINE = np.array([[0, -2.0, 0, 40], [0, 0, 3.0, -20], [1.5, 0, 0, 7], [0, 0, 0, 1]])
