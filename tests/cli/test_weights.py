@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from viscera.cli.main import app
 from viscera.errors import InputError
-from viscera.model.build import untrained
+from viscera.model.build import build, untrained
 from viscera.model.checkpoint import load_checkpoint, model_sha256, save_checkpoint
 from viscera.model.config import model_names
 from viscera.model.import_released import import_released
@@ -22,8 +22,9 @@ from viscera.model.import_released import import_released
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A store of its own, empty, and a terminal wide enough that no line is broken."""
+    """A store of its own, empty, a package without weights, and a terminal wide enough that no line is broken."""
     monkeypatch.setenv("VISCERA_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("viscera.model.store.weights_folder", lambda: tmp_path / "package")
     monkeypatch.setenv("COLUMNS", "250")
     monkeypatch.chdir(tmp_path)
     return tmp_path / "home"
@@ -98,7 +99,7 @@ def test_a_model_of_the_same_name_is_kept_unless_overwrite(released, home):
         (["--name", "mine"], "none of the published backbones"),
         (["--backbone", "nope"], "There is no architecture 'nope'"),
         (["--backbone", "unet"], "does not fit backbone 'unet': missing: "),
-        (["--backbone", "lite", "--name", "lite"], "name of a packaged architecture"),
+        (["--backbone", "lite", "--name", "lite"], "name of a packaged model"),
         (["--backbone", "lite", "--name", "../mine"], "is not a name for a model"),
         (["--backbone", "lite", "-o", "mine.pth"], "must end with .safetensors"),
     ],
@@ -149,26 +150,50 @@ def test_a_full_disk_leaves_no_half_model(released, home, monkeypatch):
 # --- list and show ---------------------------------------------------------------------------------------------------
 
 
-def test_list_shows_packaged_architectures_as_untrained():
-    done = viscera("weights", "list")
+def lines_of(done: Any) -> dict[str, str]:
+    return {line.split()[0]: line for line in done.output.splitlines() if line.strip()}
+
+
+@pytest.mark.parametrize("command", [("models",), ("weights", "list")])
+def test_list_shows_packaged_architectures_as_untrained(command):
+    done = viscera(*command)
     assert done.exit_code == 0, done.output
     for name in model_names():
-        assert any(line.split()[0] == name and "untrained" in line for line in done.output.splitlines()), name
+        assert "untrained" in lines_of(done)[name], name
+    assert "Without --model: lite." in words(done)
+
+
+def test_list_shows_the_packages_weights_as_the_default(tmp_path, lite):
+    own = replace(lite.config, name="starter", trained=True, licence="Apache-2.0", classes=lite.config.classes[:3])
+    model = build(own, torch.zeros(3, own.text_dim))
+    save_checkpoint(model, tmp_path / "package" / "starter.safetensors", half=True)
+    done = viscera("models")
+    assert lines_of(done)["starter"].split() == [
+        "starter", "3", "3", "x", "3", "x", "3", "trained", "Apache-2.0", "in", "the", "package",
+    ]  # fmt: skip
+    assert "Without --model: starter." in words(done)
+    rows = json.loads(viscera("models", "--json").output)
+    assert [row["name"] for row in rows if row["default"]] == ["starter"]
+    assert rows[0]["origin"] == "packaged" and rows[0]["where"] == str(tmp_path / "package" / "starter.safetensors")
 
 
 def test_list_shows_what_was_brought_in_first(home, lite):
-    own = replace(lite.config, name="mine", trained=True, licence="MIT")
+    own = replace(lite.config, name="mine", trained=True, licence="MIT", source="here/there.pth, revision 1")
     model, model.config = untrained("lite"), own
     save_checkpoint(model, home / "models" / "mine.safetensors")
     rows = json.loads(viscera("weights", "list", "--json").output)
     assert [row["name"] for row in rows] == ["mine", *model_names()]
     assert rows[0] == {
         "name": "mine",
+        "origin": "kept",
+        "where": str(home / "models" / "mine.safetensors"),
+        "default": False,
         "backbone": "lite",
-        "classes": len(own.classes),
+        "classes": list(own.classes),
         "spacing_mm": list(own.preprocessing.spacing_mm),
         "trained": True,
         "licence": "MIT",
+        "source": "here/there.pth, revision 1",
     }
     assert not any(row["trained"] for row in rows[1:])
 

@@ -13,8 +13,20 @@ from safetensors.torch import load_file, save_file
 from viscera.errors import CheckpointError, OutputError
 from viscera.model import checkpoint
 from viscera.model.build import build
-from viscera.model.checkpoint import FORMAT, load_checkpoint, model_sha256, read_config, renamed, save_checkpoint
+from viscera.model.checkpoint import (
+    FORMAT,
+    TEXT_VECTORS,
+    load_checkpoint,
+    model_sha256,
+    read_config,
+    renamed,
+    save_checkpoint,
+)
 from viscera.model.config import packaged_config
+from viscera.taxonomy import taxonomy
+from viscera.text.bank import Bank, Finish, make
+from viscera.text.encoders import FakeEncoder
+from viscera.text.prompts import prompt
 
 KEY = "controller.weight"
 
@@ -164,9 +176,29 @@ def test_half_precision_takes_half_the_room_and_loads_as_float32(model, path, tm
     again = load_checkpoint(small).state_dict()
     for key, value in model.state_dict().items():
         assert again[key].dtype == value.dtype
-        expected = value.half().float() if value.is_floating_point() else value
+        expected = value.half().float() if value.is_floating_point() and key != TEXT_VECTORS else value
         assert torch.equal(again[key], expected), key
     assert load_file(small)[KEY].dtype == torch.float16
+    assert model_sha256(load_checkpoint(small)) == model_sha256(load_checkpoint(small)) != model_sha256(model)
+
+
+def test_half_precision_leaves_the_text_bank_verifiable(model, tmp_path):
+    """Rounded to float16 the vectors would differ from their record by more than it allows."""
+    bank = make([taxonomy()[key] for key in model.config.classes], FakeEncoder(), prompt("v3"), Finish(centre=True))
+    config = replace(model.config, text_dim=bank.length, text_bank=bank.provenance())
+    with torch.random.fork_rng(devices=[]):
+        told = build(config, torch.from_numpy(bank.vectors.copy()))
+    again = load_checkpoint(save_checkpoint(told, tmp_path / "half.safetensors", half=True))
+    kept = Bank.from_checkpoint_metadata(again.config.text_bank, again.organ_embedding.numpy())
+    assert kept.sha256 == bank.sha256
+
+
+def test_numbers_beyond_half_precision_are_refused(model, tmp_path):
+    with torch.no_grad():
+        model.state_dict()[KEY].view(-1)[0] = 1e5
+    with pytest.raises(CheckpointError, match=f"{KEY} holds 1e\\+05, and float16 ends at 65504"):
+        save_checkpoint(model, tmp_path / "half.safetensors", half=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_model_that_was_halved_or_stored_otherwise_in_memory_is_saved_whole(model, tmp_path):

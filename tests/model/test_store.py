@@ -8,16 +8,24 @@ import pytest
 import torch
 
 from viscera.errors import CheckpointError
+from viscera.model import store
 from viscera.model.build import untrained
 from viscera.model.checkpoint import model_sha256, renamed, save_checkpoint
 from viscera.model.config import model_names
-from viscera.model.store import load_model, store_folder, store_path, stored_models
+from viscera.model.store import all_models, default_model, load_model, store_folder, store_path, stored_models
 
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     monkeypatch.setenv("VISCERA_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
+
+
+@pytest.fixture(autouse=True)
+def package(tmp_path, monkeypatch):
+    """The package's weights in a folder of the test: empty, whatever ships."""
+    monkeypatch.setattr(store, "weights_folder", lambda: tmp_path / "package")
+    return tmp_path / "package"
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +85,8 @@ def test_a_name_that_leaves_the_store_is_refused(name, home):
         store_path(name)
 
 
-@pytest.mark.parametrize("name", model_names())
-def test_the_name_of_a_packaged_architecture_is_taken(name, home):
+@pytest.mark.parametrize("name", [*model_names(), "starter"])
+def test_the_name_of_a_packaged_model_is_taken(name, home):
     with pytest.raises(CheckpointError, match=f"choose another, such as {name}-mine"):
         store_path(name)
 
@@ -102,6 +110,31 @@ def test_a_packaged_architecture_comes_with_random_weights_and_says_so(home):
     assert torch.equal(found.organ_embedding, untrained("lite").organ_embedding)
 
 
+def test_without_weights_in_the_package_the_untrained_network_is_the_default(home):
+    assert default_model() == "lite"
+
+
+def test_the_starter_is_the_default_as_soon_as_its_file_is_there(home, package, model):
+    save_checkpoint(renamed(untrained("lite", seed=7), "starter"), package / "starter.safetensors")
+    assert default_model() == "starter"
+    assert load_model(default_model()).config.name == "starter"
+    save_checkpoint(model, home / "models/starter.safetensors")
+    assert load_model("starter").config.name == "starter", "no file of the user takes its place"
+
+
+def test_every_model_is_listed_with_where_it_comes_from(home, package, model):
+    save_checkpoint(model, store_path("mine"))
+    save_checkpoint(renamed(untrained("lite", seed=7), "starter"), package / "starter.safetensors")
+    store_path("cut").write_bytes(b"half")
+    entries = all_models()
+    assert [(e.name, e.origin) for e in entries] == [
+        ("starter", "packaged"), ("cut", "kept"), ("mine", "kept"), *((name, "architecture") for name in model_names()),
+    ]  # fmt: skip
+    assert entries[0].path == package / "starter.safetensors" and entries[-1].path is None
+    assert isinstance(entries[1].config, CheckpointError)
+    assert entries[2].config.name == "mine"
+
+
 @pytest.mark.parametrize(("typed", "meant"), [("swin_unter", "swin_unetr"), ("unett", "unet"), ("my-livr", "my-liver")])
 def test_a_mistyped_name_gets_the_near_ones(typed, meant, home):
     (home / "models").mkdir(parents=True)
@@ -113,7 +146,7 @@ def test_a_mistyped_name_gets_the_near_ones(typed, meant, home):
 def test_a_name_like_no_other_gets_all_of_them(home):
     (home / "models").mkdir(parents=True)
     (home / "models/my-liver.safetensors").touch()
-    with pytest.raises(CheckpointError, match=r"There are: my-liver, dints, lite, .*unetpp\. `viscera weights list`"):
+    with pytest.raises(CheckpointError, match=r"There are: my-liver, dints, lite, .*unetpp\. `viscera models`"):
         load_model("zzzzzz")
 
 

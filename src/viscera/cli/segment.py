@@ -30,7 +30,10 @@ EXAMPLES = """
 
 PrecisionName = Literal["auto", "fp32", "bf16"]
 Model = Annotated[
-    str, typer.Option("--model", "-m", help="Name of a model (`viscera weights list`) or a .safetensors file.")
+    str,
+    typer.Option(
+        "--model", "-m", help="Name of a model (`viscera models`) or a .safetensors file. The starter model by default."
+    ),
 ]
 Precision = Annotated[
     PrecisionName,
@@ -81,9 +84,9 @@ def segment(
 ) -> None:
     """Find organs and tumours in CT scans."""
     from viscera.infer.predict import InferenceSettings
-    from viscera.model.store import load_model
+    from viscera.model.store import default_model, load_model
     from viscera.workflow.cohort import Case, find_cases, segment_many
-    from viscera.workflow.scan import DEFAULT_MODEL, UNTRAINED, SaveSettings, SegmentSettings, chosen_classes
+    from viscera.workflow.scan import UNTRAINED, SaveSettings, SegmentSettings, chosen_classes
 
     settings = SegmentSettings(
         series=series,
@@ -103,7 +106,7 @@ def segment(
         import torch
 
         torch.set_num_threads(threads)
-    network = load_model(model or DEFAULT_MODEL)
+    network = load_model(model or default_model())
     chosen_classes(network, classes)  # a wrong name is told before any scan is read
     console = _console(quiet)
     if not network.config.trained:

@@ -36,7 +36,7 @@ def train(
         "cache"
     ),
     init: Annotated[
-        str | None, typer.Option(help="Start from this model: a name of `viscera weights list` or a file.")
+        str | None, typer.Option(help="Start from this model: a name of `viscera models` or a file.")
     ] = None,
     freeze_backbone: Annotated[
         bool, typer.Option("--freeze-backbone", help="Learn only what joins text and image.")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from viscera.model.store import Entry
 
 app = typer.Typer(no_args_is_help=True, help="Bring in, list and inspect model weights.")
 
@@ -63,16 +66,19 @@ def pull(
 
 
 @app.command("list")
-def list_(as_json: Annotated[bool, typer.Option("--json", help="Write JSON instead of a table.")] = False) -> None:
-    """List the models that `--model` takes.
+def models(as_json: Annotated[bool, typer.Option("--json", help="Write JSON instead of a table.")] = False) -> None:
+    """List every model that can be run, and which one runs when none is named.
 
     **Example**
 
-    `viscera weights list`
+    `viscera models` (the same as `viscera weights list`)
     """
     import json
 
-    rows = [_row(*item) for item in _models()]
+    from viscera.model.store import all_models, default_model
+
+    default = default_model()
+    rows = [_row(entry, default) for entry in all_models()]
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
@@ -80,25 +86,27 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="Write JSON inste
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table("name", "backbone", "classes", "spacing mm", "weights", "licence", box=None, header_style="bold")
+    table = Table("model", "classes", "spacing mm", "weights", "licence", "where", box=None, header_style="bold")
     for row in rows:
         if "error" in row:
-            table.add_row(row["name"], "", "", "", escape(f"damaged: {row['error']}"))
+            table.add_row(row["name"], "", "", escape(f"damaged: {row['error']}"), "", row["where"])
             continue
         table.add_row(
             row["name"],
-            row["backbone"],
-            str(row["classes"]),
+            str(len(row["classes"])),
             " x ".join(f"{mm:g}" for mm in row["spacing_mm"]),
-            "trained" if row["trained"] else "untrained (architecture only)",
+            "trained" if row["trained"] else "untrained",
             row["licence"] or "-",
+            _shown_place(row),
         )
-    Console().print(table)
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"\nWithout --model: {default}. `viscera weights show NAME` tells everything about one.")
 
 
 @app.command()
 def show(
-    model: Annotated[str, typer.Argument(help="A name from `viscera weights list`, or a .safetensors file.")],
+    model: Annotated[str, typer.Argument(help="A name from `viscera models`, or a .safetensors file.")],
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON instead of lines.")] = False,
 ) -> None:
     """Show everything a model says about itself: classes, preprocessing, text bank, licence, size, hash.
@@ -126,36 +134,27 @@ def show(
         typer.echo(f"{key:<18} {text}")
 
 
-def _models() -> list[tuple[str, Any]]:
-    """Name and config of every model there is: the store's, then the packaged architectures.
-
-    In the place of the config of a damaged file stands its error: one must not hide the others.
-    """
-    from viscera.errors import CheckpointError
-    from viscera.model.checkpoint import read_config
-    from viscera.model.config import model_names, packaged_config
-    from viscera.model.store import stored_models
-
-    found: list[tuple[str, Any]] = []
-    for name, path in stored_models().items():
-        try:
-            found.append((name, read_config(path)))
-        except CheckpointError as error:
-            found.append((name, error))
-    return [*found, *((name, packaged_config(name)) for name in model_names())]
-
-
-def _row(name: str, config: Any) -> dict[str, Any]:
+def _row(entry: Entry, default: str) -> dict[str, Any]:
+    """One model as plain values."""
+    row: dict[str, Any] = {"name": entry.name, "origin": entry.origin, "where": str(entry.path or "")}
+    row["default"] = entry.name == default
+    config = entry.config
     if isinstance(config, Exception):
-        return {"name": name, "error": str(config)}
+        return {**row, "error": str(config)}
     return {
-        "name": name,
+        **row,
         "backbone": config.backbone,
-        "classes": len(config.classes),
+        "classes": list(config.classes),
         "spacing_mm": list(config.preprocessing.spacing_mm),
         "trained": config.trained,
         "licence": config.licence,
+        "source": config.source,
     }
+
+
+def _shown_place(row: dict[str, Any]) -> str:
+    shown = {"packaged": "in the package", "architecture": "architecture only"}
+    return shown.get(row["origin"], str(row["where"]))
 
 
 def _keep(model: Any, output: Path | None, overwrite: bool) -> None:

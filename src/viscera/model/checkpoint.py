@@ -19,18 +19,22 @@ from viscera.model.universal import UniversalModel
 
 FORMAT = "viscera checkpoint 1"  # the metadata entry "format"; another number is another layout
 SUFFIX = ".safetensors"
+TEXT_VECTORS = "organ_embedding"  # the tensor that holds the text bank, one row a class
 
 
 def save_checkpoint(model: UniversalModel, path: str | os.PathLike[str], *, half: bool = False) -> Path:
-    """Writes the model with its config, whole or not at all. half: store floating point numbers as float16.
+    """Writes the model with its config, whole or not at all.
 
-    Raises CheckpointError for a name that does not end with .safetensors, OutputError where nothing can be written.
+    half  store floating point numbers as float16, except the text vectors: their record is checked to 1e-5
+
+    Raises CheckpointError for a name that does not end with .safetensors and for numbers too large for float16,
+    OutputError where nothing can be written.
     """
     path = Path(path)
     if path.suffix != SUFFIX:
         raise CheckpointError(f"{path.name!r} must end with {SUFFIX}: that is the format of viscera's checkpoints.")
     state = {
-        key: (value.half() if half and value.is_floating_point() else value).contiguous().cpu()
+        key: (_as_half(key, value) if half and key != TEXT_VECTORS else value).contiguous().cpu()
         for key, value in model.state_dict().items()
     }
     with whole_file(path) as unfinished:
@@ -39,6 +43,17 @@ def save_checkpoint(model: UniversalModel, path: str | os.PathLike[str], *, half
         except SafetensorError as error:  # a full disk too: its own error, not the system's
             raise OutputError(f"{path} cannot be written: {error}. Choose another place or free the disk.") from error
     return path
+
+
+def _as_half(key: str, value: torch.Tensor) -> torch.Tensor:
+    if not value.is_floating_point():
+        return value
+    small = value.half()
+    if not torch.equal(small.isfinite(), value.isfinite()):
+        raise CheckpointError(
+            f"{key} holds {float(value.abs().max()):.3g}, and float16 ends at 65504: save this model in full precision."
+        )
+    return small
 
 
 def read_config(path: str | os.PathLike[str]) -> ModelConfig:
@@ -75,9 +90,9 @@ def load_checkpoint(path: str | os.PathLike[str]) -> UniversalModel:
 
 def model_from_state(config: ModelConfig, state: dict[str, torch.Tensor], where: str) -> UniversalModel:
     """The model of `config` with exactly the tensors of `state`; `where` names their origin in errors."""
-    vectors = state.get("organ_embedding")
+    vectors = state.get(TEXT_VECTORS)
     if vectors is None:
-        raise CheckpointError(f"{where} has no organ_embedding: the text vectors of its classes are missing.")
+        raise CheckpointError(f"{where} has no {TEXT_VECTORS}: the text vectors of its classes are missing.")
     with torch.random.fork_rng(devices=[]):  # building draws random weights, which are replaced at once
         model = build(config, vectors.float())
     own = model.state_dict()

@@ -109,7 +109,7 @@ class Recipe:
     name             of the model that comes out
     model            a packaged architecture (`knowledge/models/<model>.toml`)
     model_settings   what shall differ from it: { preprocessing = { spacing_mm = [2, 2, 2] } }
-    init             a model to start from (a name of `viscera weights list` or a file), whose architecture,
+    init             a model to start from (a name of `viscera models` or a file), whose architecture,
                      preprocessing and text encoder are taken over; "": random weights
     freeze_backbone  learn only what joins text and image: for a new class on an old network
     classes          keys in channel order; (): every class that some set annotates, in the taxonomy's order

@@ -28,7 +28,7 @@ from viscera.io.write import write_label_map
 from viscera.masks import BoolArray, MaskSet
 from viscera.model.checkpoint import model_sha256
 from viscera.model.precision import Precision
-from viscera.model.store import load_model
+from viscera.model.store import default_model, load_model
 from viscera.model.universal import UniversalModel
 from viscera.names import resolve
 from viscera.post.pipeline import RuleNote, apply_rules, needed_classes
@@ -42,7 +42,6 @@ from viscera.taxonomy import Structure, taxonomy
 from viscera.text.match import nearest
 from viscera.workflow.outputs import RECORD, file_sizes, staged
 
-DEFAULT_MODEL = "lite"
 UNTRAINED = (
     "These weights are UNTRAINED: this run shows how the program works; what it finds and misses means nothing. "
     "Import trained weights with `viscera weights import` or `viscera weights pull`, and name them with --model."
@@ -352,7 +351,7 @@ def _paint_and_measure(
 def segment(
     scan: str | Path | Volume,
     *,
-    model: str | Path | UniversalModel = DEFAULT_MODEL,
+    model: str | Path | UniversalModel | None = None,
     classes: str | Sequence[str | int] | None = None,
     post: bool = True,
     precision: Precision = "auto",
@@ -365,14 +364,14 @@ def segment(
     """Finds organs and tumours in one CT scan: the front door for Python.
 
     scan      a NIfTI, NRRD or MetaImage file, a DICOM folder or zip, or a `Volume` in Hounsfield units
-    model     a name (`viscera weights list`), a .safetensors file, or a loaded model
+    model     a name (`viscera models`), a .safetensors file, or a loaded model; None: the starter model
     classes   what to find, as people write it: ``"liver, kidneys"``, ``["liver tumor", 6]``; None: everything
     post      clean the masks by the rules of post.toml
     progress  called with (stage, steps done, steps in all)
 
     See `segment_scan` for the errors and `InferenceSettings` for precision, overlap and device.
     """
-    network = model if isinstance(model, torch.nn.Module) else load_model(model)
+    network = model if isinstance(model, torch.nn.Module) else load_model(model or default_model())
     inference = InferenceSettings(precision=precision, overlap=overlap, device=device)
     settings = SegmentSettings(series=series, force=force, classes=classes, post=post, inference=inference)
     return segment_scan(scan, network, settings, watch=Stopwatch(progress))
