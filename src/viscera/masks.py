@@ -64,6 +64,14 @@ class SoftMask:
             level[self.box.shifted(offset).slices] = self.level
         return replace(self, box=box, level=level)
 
+    def shrunk(self) -> SoftMask:
+        """The same class in the smallest box around its voxels, and one voxel more; a view, nothing is copied."""
+        box = Box.around(self.mask)
+        if box.is_empty:
+            return replace(self, box=box, level=self.level[box.slices])
+        box = box.grown(1, within=self.box.shape)
+        return replace(self, box=box.shifted(self.box.start), level=self.level[box.slices])
+
     @staticmethod
     def empty() -> SoftMask:
         """A class that was computed and not found."""

@@ -128,6 +128,13 @@ def test_masks_are_whole_where_the_label_map_is_painted_over(network, scan, here
         assert mask[labels(here / "out") == taxonomy()[key].id].all()
 
 
+def test_probability_maps_are_written_when_asked_for(network, scan, here):
+    assert viscera("segment", scan, "-o", here / "out", "--probabilities", "--no-preview").exit_code == 0
+    assert files(here / "out" / "probabilities") == {"kidney_tumor.nii.gz"}
+    done = viscera("segment", scan, "-o", here / "no", "--probabilities", "-c", "liver")
+    assert done.exit_code == 2 and "tumours and cysts" in words(done)
+
+
 def test_without_rules_a_stray_piece_stays(network, here):
     """A voxel of liver far from the liver: the rules take it away, --no-post leaves it."""
     hu = phantom_hu()

@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from viscera.errors import VisceraError
-from viscera.infer.collect import SoftMaskCollector
+from viscera.infer.collect import SoftMaskCollector, level_probabilities
 from viscera.infer.window import Slab
 from viscera.io.grid import mask_on_scan
+from viscera.shapes import Box
 
 
-def collected(logits, cuts, thresholds=None):
-    collector = SoftMaskCollector(tuple(logits.shape[1:]), thresholds or [0.5] * logits.shape[0])
+def collected(logits, cuts, thresholds=None, keep_from=None):
+    collector = SoftMaskCollector(tuple(logits.shape[1:]), thresholds or [0.5] * logits.shape[0], keep_from)
     edges = [0, *cuts, logits.shape[-1]]
     for a, b in itertools.pairwise(edges):
         collector.add(Slab(a, logits[..., a:b]))
@@ -65,3 +66,27 @@ def test_the_mean_probability_is_that_of_the_voxels_called():
 def test_nan_from_the_network_is_an_error():
     with pytest.raises(VisceraError, match="NaN"):
         collected(torch.full((1, 2, 2, 2), math.nan), [])
+
+
+@pytest.mark.parametrize("cuts", [[], [1], [3, 4, 5], list(range(1, 20))])
+def test_faint_voxels_are_kept_where_they_are_asked_for_and_leave_the_mask_alone(cuts):
+    logits = smooth_logits()
+    strict = collected(logits, cuts, [0.5, 0.5, 0.5])
+    for k, soft in enumerate(collected(logits, cuts, [0.5, 0.5, 0.5], [0.05, None, 1e-6])):
+        level = soft.embedded_in(Box.whole(logits.shape[1:])).level
+        true = (256 * torch.sigmoid(logits[k])).numpy().astype(np.uint8)
+        kept = true >= (13, 128, 0)[k]  # 12 / 256 < 0.05 < 13 / 256
+        assert np.array_equal(level[kept], true[kept])
+        small = soft.shrunk()
+        assert small.box == strict[k].box
+        assert np.array_equal(small.level[small.mask], strict[k].level[small.mask])
+        assert small.mean_probability == pytest.approx(strict[k].mean_probability, nan_ok=True)
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.3, 0.8])
+def test_a_level_is_a_probability(threshold):
+    p = level_probabilities(threshold)
+    assert p[127] < threshold <= p[128] and (np.diff(p) > 0).all()
+    shift = math.log(threshold / (1 - threshold))
+    logit = torch.log(torch.from_numpy(p / (1 - p))) - shift
+    assert (256 * torch.sigmoid(logit)).int().tolist() == list(range(256))

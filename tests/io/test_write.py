@@ -10,9 +10,10 @@ import SimpleITK as sitk
 from tests.phantoms import GRIDS, ORDERS, body, grid, nifti_file, overwrite, stored_as
 from viscera.errors import OutputError
 from viscera.io.atomic import whole_file
+from viscera.io.labels import read_numbers
 from viscera.io.read import read_volume
 from viscera.io.volume import Volume
-from viscera.io.write import write_image, write_label_map
+from viscera.io.write import write_image, write_label_map, write_probabilities
 
 ENDINGS = [".nii.gz", ".nii", ".nrrd", ".mha"]
 GEOMETRY_FIELDS = [
@@ -81,6 +82,18 @@ def test_a_header_that_no_longer_fits_is_not_used(tmp_path):
         again = read_volume(tmp_path / f"{number}.nii")
         np.testing.assert_array_equal(again.array, like.array)
         np.testing.assert_allclose(again.affine, like.affine, atol=1e-4)
+
+
+def test_probabilities_are_read_as_numbers_from_0_to_1(tmp_path):
+    volume = read_volume(nifti_file(tmp_path / "ct.nii"))
+    levels = np.arange(volume.array.size, dtype=np.uint32).astype(np.uint8).reshape(volume.shape)
+    write_probabilities(levels, volume, tmp_path / "p.nii.gz")
+    written = nib.load(tmp_path / "p.nii.gz")
+    assert written.get_data_dtype() == np.uint8
+    np.testing.assert_array_equal(written.get_fdata(), levels / 256)
+    np.testing.assert_array_equal(read_numbers(tmp_path / "p.nii.gz").array, levels / 256)
+    with pytest.raises(ValueError, match="uint8"):
+        write_probabilities(levels.astype(np.float32), volume, tmp_path / "q.nii.gz")
 
 
 # over every other source

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from viscera.errors import ClassNameError, OutputError
+from viscera.errors import ClassNameError, OutputError, SettingError
 from viscera.io.volume import Volume
 from viscera.taxonomy import taxonomy
 from viscera.workflow.outputs import is_whole
@@ -97,6 +98,42 @@ def test_saving_writes_a_whole_folder_in_the_scans_grid(bands, phantom, tmp_path
     assert is_whole(out)
     (out / "findings.csv").unlink()
     assert not is_whole(out)
+
+
+def faint_phantom():
+    """The phantom with a piece in the left kidney that is a tumour with a probability of 0.12."""
+    hu = phantom_hu()
+    hu[6:8, 8:10, 6:9] = 238
+    return Volume(hu[::-1].copy(), np.array([[-3.0, 0, 0, 87], [0, 3, 0, 0], [0, 0, 3, 0], [0, 0, 0, 1]]))
+
+
+def test_probability_maps_hold_what_is_below_the_threshold_and_change_nothing_else(bands, tmp_path):
+    scan = faint_phantom()
+    plain = segment_scan(scan, bands)
+    result = segment_scan(scan, bands, SegmentSettings(probabilities=True))
+    assert np.array_equal(result.label_map, plain.label_map)
+    assert [f.volume_ml for f in result.findings] == [f.volume_ml for f in plain.findings]
+    out = result.save(tmp_path / "out")
+    assert [path.name for path in (out / "probabilities").iterdir()] == ["kidney_tumor.nii.gz"]
+    image = nib.load(out / "probabilities" / "kidney_tumor.nii.gz")
+    true = np.select([scan.array == 250, scan.array == 238], [1.0, 1 / (1 + np.exp(2))])
+    assert np.allclose(image.get_fdata(), true, atol=1 / 256) and np.allclose(image.affine, scan.affine)
+    record = json.loads((out / "run.json").read_text())
+    assert is_whole(out) and "probabilities/kidney_tumor.nii.gz" in record["outputs"]
+    assert record["request"]["probabilities"] is True
+
+
+def test_the_threshold_of_a_class_does_not_change_its_probabilities(bands):
+    bands.config = replace(bands.config, thresholds={"kidney_tumor": 0.1})
+    result = segment_scan(faint_phantom(), bands, SegmentSettings(post=False, probabilities=True))
+    assert result.mask("kidney tumor").sum() == 8 + 12
+    found = np.unique(result.probabilities.whole("kidney_tumor"))
+    assert found == pytest.approx([0, 256 / (1 + np.exp(2)), 255], abs=4)  # near 1 the levels lie further apart
+
+
+def test_probability_maps_of_organs_are_refused(bands, phantom):
+    with pytest.raises(SettingError, match="tumours and cysts"):
+        segment_scan(phantom, bands, SegmentSettings(classes="liver", probabilities=True))
 
 
 def test_an_earlier_result_is_kept_unless_overwrite(bands, phantom, tmp_path):

@@ -62,6 +62,12 @@ def segment(
         ),
     ] = None,
     masks: Annotated[bool, typer.Option("--masks", help="Also write one mask file per class.")] = False,
+    probabilities: Annotated[
+        bool,
+        typer.Option(
+            "--probabilities", help="Also write the probability map of each tumour and cyst, for the FROC curve."
+        ),
+    ] = False,
     post: Annotated[bool, typer.Option(help="Clean the masks by the rules in knowledge/post.toml.")] = True,
     crop: Annotated[bool, typer.Option(help="Leave out the air around the body.")] = True,
     preview: Annotated[bool, typer.Option(help="Draw preview.png.")] = True,
@@ -94,6 +100,7 @@ def segment(
         classes=classes,
         post=post,
         crop=crop,
+        probabilities=probabilities,
         inference=InferenceSettings(precision=precision, overlap=overlap, device=device).resolved(),
     )
     save = SaveSettings(masks=masks, picture=preview, overwrite=overwrite)
@@ -210,7 +217,7 @@ def _report(console: Console, outcome: Outcome, result: Result | None, single: b
     if result is None:
         return
     name = "" if single else f"{outcome.case.name}: "
-    for warning in result.volume.provenance.notes:
+    for warning in (*result.volume.provenance.notes, *(flag.sentence for flag in result.flags)):
         console.print(f"[yellow]{escape(name + warning)}[/]")
     if single:
         from viscera.report.tables import findings_table

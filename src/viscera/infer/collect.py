@@ -32,10 +32,20 @@ class SoftMaskCollector:
     which is all that interpolating the surface needs; so many classes cost little more than one.
     """
 
-    def __init__(self, shape: Triple, thresholds: Sequence[float]) -> None:
-        """shape: the whole grid [X, Y, Z]; thresholds: one probability per class, 0 < threshold < 1."""
+    def __init__(
+        self, shape: Triple, thresholds: Sequence[float], keep_from: Sequence[float | None] | None = None
+    ) -> None:
+        """shape: the whole grid [X, Y, Z]; thresholds: one probability per class, 0 < threshold < 1.
+
+        keep_from  per class the least probability whose voxels are kept, if that is below its threshold
+        """
         self._shape = shape
         self._shift = [math.log(t / (1 - t)) for t in thresholds]
+        self._probabilities = [level_probabilities(t) for t in thresholds]
+        self._least = [  # levels
+            INSIDE if least is None else min(INSIDE, int(np.searchsorted(of_level, least)))
+            for of_level, least in zip(self._probabilities, keep_from or [None] * len(thresholds), strict=True)
+        ]
         self._found = [_Found() for _ in thresholds]
         self._last: list[LevelArray | None] = [None] * len(self._shift)  # the slice below the coming slab, [X, Y]
         self._next_z = 0
@@ -55,16 +65,16 @@ class SoftMaskCollector:
             self._add_class(k, slab.z, level)
 
     def _add_class(self, k: int, z: int, level: LevelArray) -> None:
-        found, below = self._found[k], self._last[k]
-        around = Box.around(level >= INSIDE)
+        found, below, least = self._found[k], self._last[k], self._least[k]
+        around = Box.around(level >= least)
         if not around.is_empty:
             self._keep(found, level, around, z)
             inside = level[around.slices]
             found.histogram += np.bincount(inside.ravel(), minlength=256)
         if below is not None:
             # A surface between two slabs needs the neighbour's levels on both sides.
-            self._keep(found, below, Box.around(level[:, :, :1] >= INSIDE), z - 1)
-            self._keep(found, level[:, :, :1], Box.around(below >= INSIDE), z)
+            self._keep(found, below, Box.around(level[:, :, :1] >= least), z - 1)
+            self._keep(found, level[:, :, :1], Box.around(below >= least), z)
         self._last[k] = level[:, :, -1:].copy()
 
     @staticmethod
@@ -94,6 +104,11 @@ class SoftMaskCollector:
 
     def _mean_probability(self, k: int) -> float:
         counts = self._found[k].histogram[INSIDE:]
-        middle = (np.arange(INSIDE, 256) + 0.5) / 256
-        probability = 1 / (1 + np.exp(-(np.log(middle / (1 - middle)) + self._shift[k])))
-        return float((counts * probability).sum() / counts.sum())
+        called = counts.sum()
+        return float((counts * self._probabilities[k][INSIDE:]).sum() / called) if called else math.nan
+
+
+def level_probabilities(threshold: float) -> npt.NDArray[np.float64]:
+    """The probability in the middle of each level of a class with this threshold: float64 [256], rising."""
+    middle = (np.arange(256) + 0.5) / 256
+    return np.asarray(1 / (1 + (1 - middle) / middle * (1 - threshold) / threshold))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -60,12 +60,14 @@ def predict(
     classes: Sequence[str],
     settings: InferenceSettings | None = None,
     progress: Progress | None = None,
+    keep_from: Mapping[str, float] | None = None,
 ) -> MaskSet:
     """Soft masks of the asked classes on the network's grid; every key of `classes` is present, in that order.
 
     model      in evaluation mode
     classes    keys of the model's classes
     progress   called with (steps done, steps in all)
+    keep_from  class -> the least probability whose voxels are kept too; by default only what is in, and one voxel more
 
     Deterministic on a CPU. Only what is asked for is computed, and no class depends on which others are asked for.
     """
@@ -77,7 +79,11 @@ def predict(
     if model.backbone.prefers_channels_last:
         model = model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     image = torch.from_numpy(prepared.image)[None].to(device)
-    collector = SoftMaskCollector(triple(image.shape[1:]), [config.thresholds.get(key, 0.5) for key in classes])
+    collector = SoftMaskCollector(
+        triple(image.shape[1:]),
+        [config.thresholds.get(key, 0.5) for key in classes],
+        [(keep_from or {}).get(key) for key in classes],
+    )
     with torch.inference_mode():
         for slab in _slabs(model, image, channels, settings, progress):
             collector.add(slab)

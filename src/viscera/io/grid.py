@@ -13,7 +13,7 @@ slab: a 512 x 512 x 1024 scan never becomes a float array of that size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,12 +22,13 @@ import numpy.typing as npt
 import torch
 from scipy import ndimage
 
-from viscera.masks import INSIDE, BoolArray, SoftMask
+from viscera.masks import INSIDE, BoolArray, LevelArray, SoftMask
 from viscera.shapes import Box, SpacingMm, Triple, triple
 
 BODY_HU = -300.0  # between fat (-100) and lung or air (-700 ... -1000)
 BODY_MARGIN_MM = 10.0
 BODY_PART_ML = 20.0  # a part of the body smaller than this (cushion, cable, tube) does not count
+NOWHERE = Box((0, 0, 0), (0, 0, 0))
 _SLAB = 32  # slices taken at once; 512 x 512 x 32 float32 = 34 MB
 
 
@@ -147,8 +148,32 @@ def mask_on_scan(
     The levels are interpolated and cut half-way between 127 and 128, so the surface lies where the network put it,
     not on its voxel edges. One class and one slab at a time: memory is that of the class's own box.
     """
-    if soft.box.is_empty or not soft.mask.any():
-        return Box((0, 0, 0), (0, 0, 0)), np.zeros((0, 0, 0), bool)
+    if not soft.mask.any():
+        return NOWHERE, np.zeros(NOWHERE.shape, bool)
+    box, slabs = _levels_on_scan(soft, grid_shape, grid_spacing_mm, scan_shape, scan_spacing_mm)
+    mask = np.empty(box.shape, bool)
+    for z, level in slabs:
+        mask[:, :, z : z + _SLAB] = (level >= INSIDE - 0.5).numpy()
+    return box, mask
+
+
+def levels_on_scan(
+    soft: SoftMask, grid_shape: Triple, grid_spacing_mm: SpacingMm, scan_shape: Triple, scan_spacing_mm: SpacingMm
+) -> tuple[Box, LevelArray]:
+    """As `mask_on_scan`, but the interpolated levels themselves, rounded; 128 and more is the mask."""
+    box, slabs = _levels_on_scan(soft, grid_shape, grid_spacing_mm, scan_shape, scan_spacing_mm)
+    levels = np.empty(box.shape, np.uint8)
+    for z, level in slabs:
+        levels[:, :, z : z + _SLAB] = (level + 0.5).floor_().to(torch.uint8).numpy()
+    return box, levels
+
+
+def _levels_on_scan(
+    soft: SoftMask, grid_shape: Triple, grid_spacing_mm: SpacingMm, scan_shape: Triple, scan_spacing_mm: SpacingMm
+) -> tuple[Box, Iterator[tuple[int, torch.Tensor]]]:
+    """The box on the scan, and slab by slab its first slice and the interpolated levels (float32)."""
+    if soft.box.is_empty:
+        return NOWHERE, iter(())
     soft = soft.embedded_in(soft.box.grown(1, within=grid_shape))
     start, stop, taps = [], [], []
     for axis in range(3):
@@ -159,14 +184,16 @@ def mask_on_scan(
         upper = np.inf if end == n_grid else end - 1
         chosen = np.flatnonzero((coordinates >= first) & (coordinates <= upper))
         if chosen.size == 0:
-            return Box((0, 0, 0), (0, 0, 0)), np.zeros((0, 0, 0), bool)
+            return NOWHERE, iter(())
         start.append(int(chosen[0]))
         stop.append(int(chosen[-1]) + 1)
         taps.append(linear_taps(coordinates[chosen] - first, end - first))
     box = Box(triple(start), triple(stop))
-    mask = np.empty(box.shape, bool)
-    level = torch.from_numpy(soft.level).float()
-    for z in range(0, box.shape[2], _SLAB):
-        part = AxisTaps(taps[2].index[z : z + _SLAB], taps[2].weight[z : z + _SLAB])
-        mask[:, :, z : z + _SLAB] = (taps[0](taps[1](part(level, 2), 1), 0) >= INSIDE - 0.5).numpy()
-    return box, mask
+
+    def slabs() -> Iterator[tuple[int, torch.Tensor]]:
+        level = torch.from_numpy(soft.level).float()
+        for z in range(0, box.shape[2], _SLAB):
+            part = AxisTaps(taps[2].index[z : z + _SLAB], taps[2].weight[z : z + _SLAB])
+            yield z, taps[0](taps[1](part(level, 2), 1), 0)
+
+    return box, slabs()

@@ -80,8 +80,8 @@ def read_nifti(path: Path) -> Volume:
     return Volume(array, affine, provenance, nifti_header=header.binaryblock if is_nifti else None)
 
 
-def nifti_bytes(array: npt.NDArray[Any], like: Volume) -> Iterator[bytes]:
-    """A single-file NIfTI of `array` [x, y, z] on the grid of `like`, piece by piece.
+def nifti_bytes(array: npt.NDArray[Any], like: Volume, slope: float = 1.0) -> Iterator[bytes]:
+    """A single-file NIfTI of `array` [x, y, z] on the grid of `like`, piece by piece; readers multiply by `slope`.
 
     A NIfTI source's sform, qform, their codes, pixdim and units are kept bit for bit; every other source gets
     its affine as the sform (code 1, scanner), and as the qform unless the grid is sheared, which a qform cannot say.
@@ -91,7 +91,7 @@ def nifti_bytes(array: npt.NDArray[Any], like: Volume) -> Iterator[bytes]:
     pixdim = header["pixdim"].copy()
     header.set_data_shape(array.shape)
     header["pixdim"] = pixdim
-    header.set_slope_inter(1, 0)
+    header.set_slope_inter(slope, 0)
     header["vox_offset"] = len(header.binaryblock) + _EXTENSION_FLAG_BYTES
     yield header.binaryblock + bytes(_EXTENSION_FLAG_BYTES)  # zero: no extensions follow
     dtype = header.get_data_dtype()

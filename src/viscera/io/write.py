@@ -46,3 +46,13 @@ def write_label_map(array: npt.NDArray[np.unsignedinteger[Any]], like: Volume, p
     if array.dtype not in (np.uint8, np.uint16):
         raise ValueError(f"a label map is uint8 or uint16, not {array.dtype}")
     write_image(array, like, path)
+
+
+def write_probabilities(array: npt.NDArray[np.uint8], like: Volume, path: str | os.PathLike[str]) -> None:
+    """A probability map as .nii.gz of one byte a voxel: `array` [x, y, z] is 256 times the probability, rounded down.
+
+    The header's slope of 1/256 makes every reader see 0-1. Raises as `write_image` does.
+    """
+    if array.shape != like.shape or array.dtype != np.uint8:
+        raise ValueError(f"the map is {array.dtype} {array.shape}; the scan needs uint8 {like.shape}")
+    write_pieces(path, gzipped(nifti_bytes(array, like, slope=1 / 256)))

@@ -29,6 +29,7 @@ from viscera.errors import SettingError
 from viscera.metrics.statistics import Proportion, ratio
 from viscera.shapes import SpacingMm
 
+FROC_THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # probabilities, from low to high
 FROC_RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # false positives per scan at which LUNA16 reads the curve
 SIZE_EDGES_MM = (10.0, 20.0)  # diameters that part small, medium and large lesions
 Point = tuple[float, float, float]

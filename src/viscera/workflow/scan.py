@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -16,16 +16,18 @@ import numpy.typing as npt
 import torch
 
 from viscera import __version__
-from viscera.errors import ClassNameError
+from viscera.errors import ClassNameError, SettingError
+from viscera.infer.collect import level_probabilities
 from viscera.infer.predict import InferenceSettings, predict
 from viscera.infer.prepare import Prepared, prepare
-from viscera.io.grid import mask_on_scan
+from viscera.io.grid import levels_on_scan, mask_on_scan
 from viscera.io.orientation import Reorientation, to_ras
 from viscera.io.read import read_volume
 from viscera.io.validate import validated
 from viscera.io.volume import Volume
-from viscera.io.write import write_label_map
+from viscera.io.write import write_label_map, write_probabilities
 from viscera.masks import BoolArray, MaskSet
+from viscera.metrics.detection import FROC_THRESHOLDS
 from viscera.model.checkpoint import model_sha256
 from viscera.model.precision import Precision
 from viscera.model.store import default_model, load_model
@@ -42,6 +44,7 @@ from viscera.taxonomy import Structure, taxonomy
 from viscera.text.match import nearest
 from viscera.workflow.outputs import RECORD, file_sizes, staged
 
+PROBABILITIES = "probabilities"
 UNTRAINED = (
     "These weights are UNTRAINED: this run shows how the program works; what it finds and misses means nothing. "
     "Import trained weights with `viscera weights import` or `viscera weights pull`, and name them with --model."
@@ -80,6 +83,7 @@ class SegmentSettings:
     classes    names as `viscera.names.resolve` takes them; None: every class of the model
     post       apply the rules of `post.toml`
     crop       leave out the air around the body
+    probabilities  keep the probability maps of the tumours and cysts asked for as well
     inference  precision, overlap, device
     """
 
@@ -88,6 +92,7 @@ class SegmentSettings:
     classes: str | Sequence[str | int] | None = None
     post: bool = True
     crop: bool = True
+    probabilities: bool = False
     inference: InferenceSettings = field(default_factory=InferenceSettings)
 
 
@@ -112,6 +117,27 @@ class ScanMasks:
         crop = self.ras(key)
         out[crop.box.slices] = crop.mask
         return self.reorientation.undo(out)
+
+
+@dataclass(frozen=True, eq=False)
+class ProbabilityMaps:
+    """The network's probabilities of tumours and cysts, before any rule, down to the lowest threshold of a FROC curve.
+
+    thresholds  class -> the probability from which a voxel counts as in
+    """
+
+    scan_masks: ScanMasks
+    thresholds: Mapping[str, float]
+
+    def whole(self, key: str) -> npt.NDArray[np.uint8]:
+        """256 times the probability of class `key`, rounded down, on the scan in its own axis order; 0 where lower."""
+        s, p = self.scan_masks, self.scan_masks.prepared
+        box, level = levels_on_scan(s.masks[key], p.grid_shape, p.grid_spacing_mm, p.scan_shape, p.scan_spacing_mm)
+        of_level = np.floor(256 * level_probabilities(self.thresholds[key])).astype(np.uint8)
+        of_level[0] = 0
+        out = np.zeros(p.scan_shape, np.uint8)
+        out[box.slices] = of_level[level]
+        return s.reorientation.undo(out)
 
 
 def spacing_in_ras(volume: Volume, reorientation: Reorientation) -> SpacingMm:
@@ -173,6 +199,7 @@ def request(scan: Path | None, model: UniversalModel, settings: SegmentSettings)
         "force": settings.force,
         "post": settings.post,
         "crop": settings.crop,
+        "probabilities": settings.probabilities,
         **asdict(settings.inference),
     }
 
@@ -199,6 +226,7 @@ class Result:
     findings   volume, density and every tumour, one entry per class
     record     how this result came about: what run.json holds
     warnings   what a reader must know, in sentences
+    probabilities  of the tumours and cysts, if they were asked for
     """
 
     volume: Volume
@@ -208,6 +236,7 @@ class Result:
     record: dict[str, Any]
     warnings: tuple[str, ...]
     scan_masks: ScanMasks = field(repr=False)
+    probabilities: ProbabilityMaps | None = field(default=None, repr=False)
 
     def mask(self, name: str | int) -> BoolArray:
         """One class on the scan's own grid, whole even where another class is painted over it: bool [x, y, z].
@@ -225,8 +254,8 @@ class Result:
         """Writes the result into `folder`, whole or not at all, and returns the folder.
 
         segmentation.nii.gz, findings.json, findings.csv, label tables for 3D Slicer and ITK-SNAP, preview.png,
-        masks/<class>.nii.gz if asked for, and run.json. Raises OutputError if it cannot be written, or if there is
-        an earlier result and `overwrite` is False.
+        masks/<class>.nii.gz and probabilities/<class>.nii.gz if asked for, and run.json. Raises OutputError
+        if it cannot be written, or if there is an earlier result and `overwrite` is False.
         """
         folder, settings, watch = Path(folder), settings or SaveSettings(), watch or Stopwatch()
         with staged(folder, overwrite=settings.overwrite) as work:
@@ -238,6 +267,11 @@ class Result:
                         whole = self.scan_masks.whole(s.key).view(np.uint8)
                         write_label_map(whole, self.volume, work / "masks" / f"{s.key}.nii.gz")
                         watch.step("Writing", done, len(self.classes))
+                if self.probabilities is not None:
+                    (work / PROBABILITIES).mkdir()
+                    for key in self.probabilities.thresholds:
+                        path = work / PROBABILITIES / f"{key}.nii.gz"
+                        write_probabilities(self.probabilities.whole(key), self.volume, path)
                 write_label_tables(self.classes, work)
                 write_findings(self.findings, work)
             if settings.picture:
@@ -275,6 +309,9 @@ def segment_scan(
     started = datetime.now(UTC)
     structures = chosen_classes(model, settings.classes)
     asked = [s.key for s in structures]
+    lesions = [s.key for s in structures if s.is_lesion] if settings.probabilities else []
+    if settings.probabilities and not lesions:
+        raise SettingError("Probability maps are those of tumours and cysts, and none is among the classes asked for.")
     with watch.stage("Reading"):
         volume = (
             validated(scan, force=settings.force)
@@ -289,8 +326,15 @@ def segment_scan(
         # A tumour's rule looks at its organ, so the organ is computed along with it.
         computed = [k for k in needed_classes(asked) if k in model.config.classes] if settings.post else asked
         masks = predict(
-            model, prepared, computed, settings.inference, lambda done, total: watch.step("Network", done, total)
+            model,
+            prepared,
+            computed,
+            settings.inference,
+            lambda done, total: watch.step("Network", done, total),
+            keep_from=dict.fromkeys(lesions, FROC_THRESHOLDS[0]),
         )
+    faint = masks
+    masks = masks.changed({key: masks[key].shrunk() for key in lesions})
     notes: Sequence[RuleNote] = ()
     if settings.post:
         with watch.stage("Rules"):
@@ -318,7 +362,11 @@ def segment_scan(
         timings_s=watch.seconds,
         started=started,
     )
-    return Result(volume, structures, label_map, findings, record, warnings, scan_masks)
+    probabilities = None
+    if lesions:
+        thresholds = {key: model.config.thresholds.get(key, 0.5) for key in lesions}
+        probabilities = ProbabilityMaps(ScanMasks(faint, prepared, reorientation), thresholds)
+    return Result(volume, structures, label_map, findings, record, warnings, scan_masks, probabilities)
 
 
 def _paint_and_measure(
