@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from scipy.interpolate import RegularGridInterpolator
 
-from viscera.io.grid import body_box, levels_on_scan, mask_on_scan, resample_image, resample_labels, resampled_shape
+from viscera.io.grid import (
+    body_box,
+    imaged_box,
+    levels_on_scan,
+    mask_on_scan,
+    resample_image,
+    resample_labels,
+    resampled_shape,
+)
 from viscera.masks import SoftMask
 from viscera.shapes import Box
 
@@ -107,3 +115,20 @@ def test_without_a_body_the_box_is_the_whole_image():
 def test_a_thin_stack_keeps_its_body():
     hu = np.full((64, 64, 1), 30, np.int16)
     assert body_box(hu, (2.0, 2.0, 5.0)) == Box.whole((64, 64, 1))
+
+
+def test_planes_of_a_single_value_at_the_ends_are_no_image():
+    rng = np.random.default_rng(0)
+    hu = rng.integers(-1000, 1000, (12, 10, 8)).astype(np.int16)
+    hu[:3], hu[:, 9:], hu[:, :, 4] = 0, -1000, 7  # the last lies inside
+    assert imaged_box(hu) == Box((3, 0, 0), (12, 9, 8))
+    assert imaged_box(hu[:, :, :1]) == Box((3, 0, 0), (12, 9, 1))
+    assert imaged_box(np.zeros((4, 5, 6))) == Box((0, 0, 0), (4, 5, 6))
+
+
+def test_a_region_filled_with_0_hu_is_no_body():
+    hu = np.random.default_rng(0).normal(40, 10, (60, 60, 60)).astype(np.int16)
+    hu[:, :, 30:] = 0
+    box = body_box(hu, (3.0, 3.0, 3.0))
+    assert box.start == (0, 0, 0) and box.stop[:2] == (60, 60)
+    assert 30 <= box.stop[2] <= 30 + 4 + 1, "the margin of 10 mm reaches into it"

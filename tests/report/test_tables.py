@@ -13,6 +13,7 @@ from rich.console import Console
 
 from viscera.errors import OutputError
 from viscera.report.findings import Finding, Lesion
+from viscera.report.flags import organ_flags
 from viscera.report.tables import findings_table, itksnap_table, slicer_table, write_label_tables
 from viscera.taxonomy import taxonomy
 
@@ -101,8 +102,10 @@ def test_the_terminal_names_what_was_not_found_in_one_line():
     assert "Not found" not in printed(LIVER)
 
 
-def test_the_terminal_tells_parts_and_what_the_scan_cuts():
-    assert "cut by the scan's border; 3 parts" in printed(replace(LIVER, components=3, touches_border=True))
+def test_the_terminal_tells_parts_and_flags():
+    flags = organ_flags(taxonomy()["liver"], 5000.0, touches_border=True)
+    told = printed(replace(LIVER, components=3, flags=flags))
+    assert told.endswith("cut by the scan's border; adults have 500-4500 ml; 3 parts")
     assert "part" not in printed(LIVER)
 
 

@@ -153,6 +153,8 @@ def demo(
 
     `viscera demo -o demo/`
     """
+    import time
+
     from viscera.workflow.demo import demo_scan, fetch_demo_scan
 
     console = _console(quiet=False)
@@ -160,11 +162,14 @@ def demo(
     with console.status("Fetching the demonstration scan (35 MB, once)"):
         path = fetch_demo_scan()
     console.print(f"Demonstration scan: {scan.description} ({scan.source}, {scan.licence}).")
+    start = time.perf_counter()
     segment([path], output=output, model=model, precision=precision, device=device, overwrite=True)
-    console.print(f"\nLook at  {output / 'preview.png'}")
-    console.print(f"Open     {output / 'segmentation.nii.gz'} over {path} in 3D Slicer or ITK-SNAP")
-    console.print(f"Read     {output / 'findings.csv'}")
-    console.print("\nYour own scan:  viscera segment SCAN.nii.gz -o out/")
+    seconds = time.perf_counter() - start
+    console.print(f"\nOpen     {output / 'segmentation.nii.gz'} over {path} in 3D Slicer or ITK-SNAP")
+    console.print(f"Read     {output / 'findings.csv'} (the table above, with every flag)")
+    console.print("Next     viscera segment SCAN.nii.gz -o out/   for a scan of your own")
+    console.print(f"Picture  {output / 'preview.png'}")
+    console.print(f"Time     {seconds:.1f} s from the scan to the files")
 
 
 def _console(quiet: bool) -> Console:

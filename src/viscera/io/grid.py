@@ -113,15 +113,39 @@ def resample_labels(array: npt.NDArray[Any], spacing_mm: SpacingMm, new_spacing_
     return array[np.ix_(*index)]
 
 
+def imaged_box(hu: npt.NDArray[Any]) -> Box:
+    """What is left of an image [X, Y, Z] without the planes of a single value at its ends: they are filling, no image.
+
+    All of it where every plane is such.
+    """
+    start, stop = [0, 0, 0], list(hu.shape)
+    for axis in range(3):
+        planes = np.moveaxis(hu, axis, 0)
+        while stop[axis] > start[axis] and _is_constant(planes[stop[axis] - 1]):
+            stop[axis] -= 1
+        while stop[axis] > start[axis] and _is_constant(planes[start[axis]]):
+            start[axis] += 1
+    box = Box(triple(start), triple(stop))
+    return Box.whole(hu.shape) if box.is_empty else box
+
+
+def _is_constant(plane: npt.NDArray[Any]) -> bool:
+    return bool((plane == plane[0, 0]).all())
+
+
 def body_box(hu: npt.NDArray[Any], spacing_mm: SpacingMm) -> Box:
     """The box around the patient in an image [X, Y, Z] in HU, with a margin; the whole image if no body is seen.
 
-    Looks at a copy of about 4 mm, drops thin things (the table) by an opening and small ones by their volume.
-    Lungs lie between body walls, so they are inside the box even though they are darker than `BODY_HU`.
+    Looks at a copy of about 4 mm, drops thin things (the table) by an opening and small ones by their volume; planes
+    of a single value at the image's ends are no body. Lungs lie between body walls, so they are inside the box even
+    though they are darker than `BODY_HU`.
     """
     stride = triple(max(1, round(4.0 / s)) for s in spacing_mm)
     coarse_mm = np.array(spacing_mm) * stride
-    coarse = hu[:: stride[0], :: stride[1], :: stride[2]] > BODY_HU
+    sample = hu[:: stride[0], :: stride[1], :: stride[2]]
+    coarse: BoolArray = np.zeros(sample.shape, np.bool_)
+    imaged = imaged_box(sample).slices
+    coarse[imaged] = sample[imaged] > BODY_HU
     # An opening by 3 voxels (about 12 mm): a table top goes, an arm or a chest wall stays. What lies beyond the
     # border counts as body, else the erosion would eat a patient whom the field of view cuts.
     cube = np.ones(tuple(3 if n >= 3 else 1 for n in coarse.shape), bool)

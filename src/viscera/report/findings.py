@@ -19,6 +19,7 @@ from viscera.components import components
 from viscera.io.atomic import whole_file
 from viscera.masks import BoolArray
 from viscera.report.as_json import write_json
+from viscera.report.flags import Flag, organ_flags
 from viscera.shapes import Box, triple
 from viscera.taxonomy import Structure
 
@@ -56,6 +57,7 @@ class Finding:
     touches_border: bool  # the scan ends within it: volume and shape are not whole
     centre_mm: tuple[float, float, float] | None  # RAS mm; None if empty
     lesions: tuple[Lesion, ...] = ()  # for tumours and cysts, the largest first
+    flags: tuple[Flag, ...] = ()  # what asks for a second look
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,12 +75,16 @@ def measure(
     affine: Affine,
     *,
     mean_probability: float = math.nan,
+    threshold: float = 0.5,
     hosts: Mapping[str, Crop] | None = None,
+    imaged: Box | None = None,
 ) -> Finding:
     """Measures one class.
 
-    hu      the scan [X, Y, Z], RAS axes; `affine` takes its voxel indices to RAS mm
-    hosts   the organs its lesions may lie in, by key
+    hu         the scan [X, Y, Z], RAS axes; `affine` takes its voxel indices to RAS mm
+    threshold  the probability at which the network calls a voxel of this class
+    hosts      the organs its lesions may lie in, by key
+    imaged     the part of the scan that shows something (`viscera.io.grid.imaged_box`); None: all of it
 
     An empty class has volume 0, no components, NaN densities and no centre.
     """
@@ -98,6 +104,7 @@ def measure(
             centre_mm=None,
         )
     values = hu[crop.box.slices][mask]
+    volume_ml, cut = count * voxel_ml, _touches_border(crop, imaged or Box.whole(hu.shape))
     found = components(mask)
     lesions: list[Lesion] = []
     if structure.is_lesion:
@@ -109,24 +116,29 @@ def measure(
             lesions.append(_lesion(number, one, centre, hu, affine, voxel_ml, organs))
     return Finding(
         **common,
-        volume_ml=count * voxel_ml,
+        volume_ml=volume_ml,
         mean_hu=float(values.mean(dtype=np.float64)),
         sd_hu=float(values.std(dtype=np.float64)),
         components=len(found),
         mean_probability=mean_probability,
-        touches_border=_touches_border(crop, hu.shape),
+        touches_border=cut,
         centre_mm=_place(found.voxels @ found.centres / count + crop.box.start, affine),
         lesions=tuple(lesions),
+        flags=organ_flags(
+            structure, volume_ml, touches_border=cut, mean_probability=mean_probability, threshold=threshold
+        ),
     )
 
 
-def _touches_border(crop: Crop, shape: Sequence[int]) -> bool:
-    """Whether any voxel lies in the first or last slice of any axis that has more than one."""
+def _touches_border(crop: Crop, imaged: Box) -> bool:
+    """Whether any voxel lies in the first or last slice of `imaged`, or beyond, on an axis that has more than one."""
     for axis in range(3):
-        if shape[axis] < 2:
+        first, stop = imaged.start[axis], imaged.stop[axis]
+        if stop - first < 2:
             continue
-        faces = np.moveaxis(crop.mask, axis, 0)
-        if (crop.box.start[axis] == 0 and faces[0].any()) or (crop.box.stop[axis] == shape[axis] and faces[-1].any()):
+        slices = np.moveaxis(crop.mask, axis, 0)
+        before, after = first + 1 - crop.box.start[axis], stop - 1 - crop.box.start[axis]
+        if slices[: max(0, before)].any() or slices[max(0, after) :].any():
             return True
     return False
 
@@ -254,11 +266,15 @@ def _overlap(a: Crop, b: Crop) -> int:
     return int((in_a & in_b).sum())
 
 
-def write_findings(findings: Sequence[Finding], folder: Path) -> None:
-    """findings.json (everything) and findings.csv (a row a class, then a row a lesion) in `folder`."""
-    write_json({"schema": SCHEMA, "frame": "RAS mm", "findings": findings}, folder / "findings.json")
+def write_findings(findings: Sequence[Finding], folder: Path, flags: Sequence[Flag] = ()) -> None:
+    """findings.json (everything) and findings.csv (a row a class, then a row a lesion) in `folder`.
+
+    flags  those of the scan as a whole
+    """
+    everything = {"schema": SCHEMA, "frame": "RAS mm", "flags": flags, "findings": findings}
+    write_json(everything, folder / "findings.json")
     with whole_file(folder / "findings.csv") as path:
-        path.write_text(findings_csv(findings), encoding="utf-8")
+        path.write_text(findings_csv(findings, flags), encoding="utf-8")
 
 
 COLUMNS = (
@@ -280,11 +296,16 @@ COLUMNS = (
     "axial_diameter_mm",
     "axial_width_mm",
     "host",
+    "flags",
+    "scan_flags",
 )
 
 
-def findings_csv(findings: Sequence[Finding]) -> str:
-    """One row a class, and below it one row for each of its lesions (column `lesion`: its number)."""
+def findings_csv(findings: Sequence[Finding], flags: Sequence[Flag] = ()) -> str:
+    """One row a class, and below it one row for each of its lesions (column `lesion`: its number).
+
+    Flags are told by their keys: the class's own, and in every row `flags`, those of the scan.
+    """
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
@@ -293,10 +314,15 @@ def findings_csv(findings: Sequence[Finding]) -> str:
         for item in items:
             row = {**{k: getattr(finding, k) for k in ("id", "key", "name", "kind")}, **asdict(item)}
             row["lesion"] = getattr(item, "number", "")
+            row["flags"], row["scan_flags"] = _keys(getattr(item, "flags", ())), _keys(flags)
             if item.centre_mm is not None:
                 row |= dict(zip(("centre_x_mm", "centre_y_mm", "centre_z_mm"), item.centre_mm, strict=True))
             writer.writerow({k: _cell(row.get(k)) for k in COLUMNS})
     return text.getvalue()
+
+
+def _keys(flags: Sequence[Flag]) -> str:
+    return ";".join(flag.key for flag in flags)
 
 
 def _cell(value: Any) -> Any:

@@ -57,7 +57,7 @@ def findings_table(findings: Sequence[Finding]) -> Table:
 
 
 def _remarks(finding: Finding) -> list[str]:
-    remarks = ["cut by the scan's border"] if finding.touches_border else []
+    remarks = [flag.remark for flag in finding.flags]
     if finding.lesions:
         largest = finding.lesions[0]
         where = f" in the {largest.host.replace('_', ' ')}" if largest.host else ""

@@ -20,7 +20,7 @@ from viscera.errors import ClassNameError, SettingError
 from viscera.infer.collect import level_probabilities
 from viscera.infer.predict import InferenceSettings, predict
 from viscera.infer.prepare import Prepared, prepare
-from viscera.io.grid import levels_on_scan, mask_on_scan
+from viscera.io.grid import imaged_box, levels_on_scan, mask_on_scan
 from viscera.io.orientation import Reorientation, to_ras
 from viscera.io.read import read_volume
 from viscera.io.validate import validated
@@ -37,6 +37,7 @@ from viscera.post.pipeline import RuleNote, apply_rules, needed_classes
 from viscera.report.as_json import write_json
 from viscera.report.figures import preview
 from viscera.report.findings import Crop, Finding, measure, write_findings
+from viscera.report.flags import Flag, scan_flags
 from viscera.report.manifest import run_record
 from viscera.report.tables import write_label_tables
 from viscera.shapes import Box, SpacingMm
@@ -223,7 +224,8 @@ class Result:
     volume     the scan as read
     classes    the classes asked for, in id order
     label_map  uint8 [x, y, z] on the scan's own grid: the class id, 0 elsewhere; tumours painted over organs
-    findings   volume, density and every tumour, one entry per class
+    findings   volume, density and every tumour, one entry per class, with what asks for a second look at it
+    flags      what asks for a second look at the whole scan
     record     how this result came about: what run.json holds
     warnings   what a reader must know, in sentences
     probabilities  of the tumours and cysts, if they were asked for
@@ -233,6 +235,7 @@ class Result:
     classes: tuple[Structure, ...]
     label_map: npt.NDArray[np.uint8]
     findings: tuple[Finding, ...]
+    flags: tuple[Flag, ...]
     record: dict[str, Any]
     warnings: tuple[str, ...]
     scan_masks: ScanMasks = field(repr=False)
@@ -273,7 +276,7 @@ class Result:
                         path = work / PROBABILITIES / f"{key}.nii.gz"
                         write_probabilities(self.probabilities.whole(key), self.volume, path)
                 write_label_tables(self.classes, work)
-                write_findings(self.findings, work)
+                write_findings(self.findings, work, self.flags)
             if settings.picture:
                 with watch.stage("Picture"):
                     self._draw(work / "preview.png")
@@ -341,8 +344,13 @@ def segment_scan(
             masks, notes = apply_rules(masks)
     scan_masks = ScanMasks(masks, prepared, reorientation)
     with watch.stage("Findings"):
-        label_map, findings = _paint_and_measure(volume, scan_masks, structures, watch)
-    warnings = (*(() if model.config.trained else (UNTRAINED,)), *volume.provenance.notes)
+        label_map, findings = _paint_and_measure(volume, scan_masks, structures, model.config.thresholds, watch)
+        # An untrained network that finds nothing says nothing of the scan.
+        organs = [f for f in findings if f.kind == "organ" and model.config.trained]
+        found = sum(f.volume_ml > 0 for f in organs)
+        flags = scan_flags(hu, volume.voxel_volume_mm3, organs_asked=len(organs), organs_found=found)
+    untrained = () if model.config.trained else (UNTRAINED,)
+    warnings = (*untrained, *volume.provenance.notes, *(flag.sentence for flag in flags))
     path = None if isinstance(scan, Volume) else Path(scan)
     asked_for = request(path, model, settings)
     record = run_record(
@@ -366,17 +374,22 @@ def segment_scan(
     if lesions:
         thresholds = {key: model.config.thresholds.get(key, 0.5) for key in lesions}
         probabilities = ProbabilityMaps(ScanMasks(faint, prepared, reorientation), thresholds)
-    return Result(volume, structures, label_map, findings, record, warnings, scan_masks, probabilities)
+    return Result(volume, structures, label_map, findings, flags, record, warnings, scan_masks, probabilities)
 
 
 def _paint_and_measure(
-    volume: Volume, scan_masks: ScanMasks, structures: Sequence[Structure], watch: Stopwatch
+    volume: Volume,
+    scan_masks: ScanMasks,
+    structures: Sequence[Structure],
+    thresholds: Mapping[str, float],
+    watch: Stopwatch,
 ) -> tuple[npt.NDArray[np.uint8], tuple[Finding, ...]]:
     """The label map in the scan's own order and the findings, one class in memory at a time (and a lesion's organs)."""
     reorientation = scan_masks.reorientation
     label_map = np.zeros(volume.shape, np.uint8, order="F")  # the order in which NIfTI writes it
     painted = reorientation.apply(label_map)  # a view: painting in RAS fills the scan's own order
     hu, affine = reorientation.apply(volume.array), reorientation.apply_affine(volume.affine, volume.shape)
+    imaged = imaged_box(hu)
     findings = {}
     for done, structure in enumerate(painting_order(structures), start=1):
         crop = scan_masks.ras(structure.key)
@@ -390,7 +403,9 @@ def _paint_and_measure(
             hu,
             affine,
             mean_probability=scan_masks.masks[structure.key].mean_probability,
+            threshold=thresholds.get(structure.key, 0.5),
             hosts=hosts,
+            imaged=imaged,
         )
         watch.step("Findings", done, len(structures))
     return label_map, tuple(findings[s.key] for s in structures)
