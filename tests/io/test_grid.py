@@ -120,7 +120,8 @@ def test_a_thin_stack_keeps_its_body():
 def test_planes_of_a_single_value_at_the_ends_are_no_image():
     rng = np.random.default_rng(0)
     hu = rng.integers(-1000, 1000, (12, 10, 8)).astype(np.int16)
-    hu[:3], hu[:, 9:], hu[:, :, 4] = 0, -1000, 7  # the last lies inside
+    hu[3:, :9, 4] = 7  # a plane inside stays
+    hu[:3] = hu[:, 9:] = -1000
     assert imaged_box(hu) == Box((3, 0, 0), (12, 9, 8))
     assert imaged_box(hu[:, :, :1]) == Box((3, 0, 0), (12, 9, 1))
     assert imaged_box(np.zeros((4, 5, 6))) == Box((0, 0, 0), (4, 5, 6))
