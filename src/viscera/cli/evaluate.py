@@ -83,7 +83,11 @@ def evaluate(
         Path | None, typer.Option(help="Folder of the scans, for the pictures of the worst cases.")
     ] = None,
     probabilities: Annotated[
-        Path | None, typer.Option(help="Folder with CASE/CLASS.nii.gz probability maps, for the FROC curve.")
+        Path | None,
+        typer.Option(
+            help="Folder with CASE/CLASS.nii.gz probability maps, for the FROC curve. By default those that "
+            "`viscera segment --probabilities` wrote beside the predictions."
+        ),
     ] = None,
     tolerance: Annotated[
         float | None, typer.Option(min=0, help="Tolerance of the surface Dice in mm, for all classes.")
@@ -137,7 +141,7 @@ def evaluate(
         matching=Matching(match, least_iou, most_mm, smallest_ml),  # type: ignore[arg-type]  # it refuses other words
     )
     if dataset is not None:
-        found = dataset_cases(dataset, references, predictions)
+        found = dataset_cases(dataset, references, predictions, probabilities)
     else:
         found = find_cases(Places(predictions, references, images, probabilities), cases)
     with progress(console, len(found)) as ended:
@@ -259,6 +263,7 @@ def _segment(console: Console, dataset: str, folder: Path, model: str, classes: 
     from viscera.errors import InputError
     from viscera.model.store import load_model
     from viscera.names import resolve
+    from viscera.taxonomy import taxonomy
     from viscera.workflow.cohort import Case, segment_many
     from viscera.workflow.scan import UNTRAINED, SaveSettings, SegmentSettings
 
@@ -277,7 +282,7 @@ def _segment(console: Console, dataset: str, folder: Path, model: str, classes: 
         outcomes = segment_many(
             cases,
             network,
-            SegmentSettings(classes=keys),
+            SegmentSettings(classes=keys, probabilities=any(taxonomy()[key].is_lesion for key in keys)),
             SaveSettings(masks=True, picture=False),
             resume=True,
             begun=lambda case: status.update(f"Segmenting {escape(case.name)}"),

@@ -12,10 +12,13 @@ import pytest
 
 from tests.report.evaluation.scenes import AFFINE, LIVER, SHAPE, SPLEEN, organs, save, scene
 from viscera.errors import InputError, OutputError, SettingError
+from viscera.io.volume import Volume
+from viscera.io.write import write_probabilities
+from viscera.metrics.detection import FROC_THRESHOLDS
 from viscera.report import page
 from viscera.report.as_json import plain
 from viscera.report.evaluation.cases import Case, Places, find_cases
-from viscera.report.evaluation.evaluate import THRESHOLDS, Evaluation, EvaluationSettings, evaluate
+from viscera.report.evaluation.evaluate import Evaluation, EvaluationSettings, evaluate
 from viscera.report.evaluation.report import picture_of, worst, write_evaluation
 from viscera.report.evaluation.store import json_text, read_evaluation
 from viscera.report.evaluation.summary import detection_rows, summary_rows
@@ -213,11 +216,37 @@ def test_froc_from_probability_maps(tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(probability, AFFINE), tmp_path / "q" / "a" / "liver_tumor.nii.gz")
     (row,) = detection_rows(run(tmp_path, probabilities=tmp_path / "q"))
     curve = {point.threshold: (point.sensitivity, point.false_per_case) for point in row.froc}
-    assert tuple(curve) == THRESHOLDS
+    assert tuple(curve) == FROC_THRESHOLDS
     assert (curve[0.2], curve[0.3], curve[0.8]) == ((1, 1), (1, 0), (0, 0))
     nib.save(nib.Nifti1Image(probability - 1, AFFINE), tmp_path / "q" / "a" / "liver_tumor.nii.gz")
     with pytest.raises(InputError, match="no probability map"):
         run(tmp_path, probabilities=tmp_path / "q")
+
+
+def test_froc_of_what_segment_wrote(tmp_path: Path) -> None:
+    """Maps beside the predictions are found without being named; a case without one means no curve, and a note."""
+    near = (slice(3, 5), slice(4, 6), slice(3, 5))
+    labels = organs(liver=LIVER, liver_tumor=near)
+    levels = np.zeros(SHAPE, np.uint8)
+    levels[near] = 1  # 1 / 256 everywhere: no map of 0 and 1
+    for name in "ab":
+        save(labels, tmp_path / "r" / f"{name}.nii.gz")
+        save(labels, tmp_path / "p" / name / "segmentation.nii.gz")
+        (tmp_path / "p" / name / "probabilities").mkdir()
+    grid = Volume(levels, AFFINE)
+    write_probabilities(levels, grid, tmp_path / "p" / "a" / "probabilities" / "liver_tumor.nii.gz")
+    result = run(tmp_path)
+    (row,) = detection_rows(result)
+    assert (row.maps, row.froc) == (1, ())
+    assert "holds no probability map of kidney_tumor, liver_tumor" in result.cases[1].notes[0]
+    levels[near] = 192  # 0.75
+    for name in "ab":
+        write_probabilities(levels, grid, tmp_path / "p" / name / "probabilities" / "liver_tumor.nii.gz")
+    with pytest.raises(InputError, match="no folder named after a reference"):
+        run(tmp_path, probabilities=tmp_path / "r")
+    (row,) = detection_rows(run(tmp_path))
+    curve = {point.threshold: (point.sensitivity, point.false_per_case) for point in row.froc}
+    assert (curve[0.05], curve[0.7], curve[0.8]) == ((1, 0), (1, 0), (0, 0))
 
 
 def test_what_cannot_be_evaluated_is_refused(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 A folder of predictions or references may hold `CASE.nii.gz` files, folders that viscera wrote
 (`CASE/segmentation.nii.gz`, `CASE/masks/`), or folders with one mask per class (`CASE/liver.nii.gz`,
-`CASE/segmentations/liver.nii.gz` as TotalSegmentator has them).
+`CASE/segmentations/liver.nii.gz` as TotalSegmentator has them). Probability maps lie in `CASE/probabilities/` beside
+the prediction, or as `CASE/liver_tumor.nii.gz` in a folder of their own.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from viscera.errors import InputError, SettingError
 from viscera.report.evaluation.labels import IMAGE_SUFFIXES, canonical, image_name, is_image, mask_files
 
 _MASK_FOLDERS = ("masks", "segmentations")
+_PROBABILITY_FOLDER = "probabilities"
 _MAP_NAMES = ("segmentation", "labels", "label", "seg")
 _COLUMNS = ("case", "prediction", "reference", "image", "probabilities", "set", "annotated")
 
@@ -43,7 +45,7 @@ class Places:
     predictions: Path
     references: Path
     images: Path | None = None
-    probabilities: Path | None = None
+    probabilities: Path | None = None  # None: beside the predictions, if they are there
 
 
 def find_cases(places: Places, table: Path | None = None) -> list[Case]:
@@ -59,7 +61,8 @@ def find_cases(places: Places, table: Path | None = None) -> list[Case]:
     if not places.references.is_dir():
         name = image_name(places.references)
         prediction = places.predictions
-        return [Case(name, places.references, _case_in(prediction) or prediction, places.images, places.probabilities)]
+        maps = _maps_in(places.probabilities or prediction) or places.probabilities
+        return [Case(name, places.references, _case_in(prediction) or prediction, places.images, maps)]
     references = listed_cases(places.references)
     if not references:
         raise InputError(
@@ -73,7 +76,12 @@ def find_cases(places: Places, table: Path | None = None) -> list[Case]:
             f"({few[1]}). Rename them, or name the pairs in a table with --cases."
         )
     images = listed_cases(places.images) if places.images else {}
-    probabilities = _folders(places.probabilities) if places.probabilities else {}
+    probabilities = listed_maps(places)
+    if places.probabilities is not None and not probabilities.keys() & references.keys():
+        raise InputError(
+            f"{places.probabilities} has no folder named after a reference. It should hold CASE/CLASS.nii.gz, such as "
+            f"{min(references)}/liver_tumor.nii.gz."
+        )
     return [
         Case(name, reference, predictions.get(name), images.get(name), probabilities.get(name))
         for name, reference in sorted(references.items())
@@ -93,8 +101,18 @@ def listed_cases(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _folders(folder: Path) -> dict[str, Path]:
-    return {path.name: path for path in folder.iterdir() if path.is_dir()}
+def listed_maps(places: Places) -> dict[str, Path]:
+    """The cases that have probability maps: name -> the folder of the maps."""
+    folder = places.probabilities or places.predictions
+    own = {path.name: path for path in folder.iterdir() if path.is_dir()} if folder.is_dir() else {}
+    beside = {name: maps for name, path in own.items() if (maps := _maps_in(path)) is not None}
+    return beside if places.probabilities is None else {**own, **beside}
+
+
+def _maps_in(folder: Path) -> Path | None:
+    """Where the probability maps of one case lie, if the folder has them."""
+    maps = folder / _PROBABILITY_FOLDER
+    return maps if maps.is_dir() else None
 
 
 def _case_in(folder: Path) -> Path | None:
@@ -130,7 +148,7 @@ def _from_table(table: Path, places: Places) -> list[Case]:
         "prediction": listed_cases(places.predictions) if places.predictions.is_dir() else {},
         "reference": listed_cases(places.references) if places.references.is_dir() else {},
         "image": listed_cases(places.images) if places.images else {},
-        "probabilities": _folders(places.probabilities) if places.probabilities else {},
+        "probabilities": listed_maps(places),
     }
     cases = []
     for row in rows:

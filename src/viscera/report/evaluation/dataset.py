@@ -20,15 +20,17 @@ from viscera.errors import InputError
 from viscera.io.orientation import to_ras
 from viscera.masks import MaskSet, SoftMask
 from viscera.metrics.score import ClassMasks
-from viscera.report.evaluation.cases import Case, listed_cases
+from viscera.report.evaluation.cases import Case, Places, listed_cases, listed_maps
 from viscera.report.evaluation.grid import Grid, Lookup
 from viscera.report.evaluation.labels import LabelTable, MapFile, MaskFiles, Side, parts_of
 from viscera.shapes import triple
 from viscera.taxonomy import taxonomy
 
 
-def dataset_cases(table: str, folder: Path, predictions: Path) -> list[Case]:
+def dataset_cases(table: str, folder: Path, predictions: Path, probabilities: Path | None = None) -> list[Case]:
     """The labelled cases of a data set (`table`: its key, or a .toml file) with their predictions by name.
+
+    Probability maps are looked for beside the predictions, or in the folder `probabilities`.
 
     Raises InputError if there is no such table, or no case in `folder`.
     """
@@ -36,12 +38,14 @@ def dataset_cases(table: str, folder: Path, predictions: Path) -> list[Case]:
     if not found.cases:
         raise InputError(f"No case of {found.dataset.title} in {folder} has labels.")
     by_name = listed_cases(predictions) if predictions.is_dir() else {}
+    maps = listed_maps(Places(predictions, folder, probabilities=probabilities))
     return [
         Case(
             name=case.name,
             reference=_place(case),
             prediction=by_name.get(case.name),
             image=case.image if case.image is not None and case.image.is_file() else None,
+            probabilities=maps.get(case.name),
             data_set=found.dataset.key,
             groups={"group": case.group.name} if len(found.dataset.groups) > 1 else {},
             annotated=tuple(drawn_classes(case)),

@@ -23,7 +23,7 @@ import numpy as np
 from viscera import __version__
 from viscera.errors import ImageError, InputError, SettingError, VisceraError
 from viscera.io.labels import read_numbers
-from viscera.metrics.detection import LesionMatch, Matching, match_at_thresholds, match_lesions
+from viscera.metrics.detection import FROC_THRESHOLDS, LesionMatch, Matching, match_at_thresholds, match_lesions
 from viscera.metrics.score import ClassMasks, Score, box_around, score_classes
 from viscera.metrics.tolerances import tolerances_mm
 from viscera.report.evaluation.cases import Case
@@ -42,8 +42,6 @@ from viscera.report.evaluation.labels import (
 )
 from viscera.shapes import Box, SpacingMm
 from viscera.taxonomy import taxonomy
-
-THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # of the FROC curve
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +88,7 @@ class CaseResult:
     reference: str
     scores: Mapping[str, Score]
     lesions: Mapping[str, LesionMatch] = field(default_factory=dict)
-    froc: Mapping[str, tuple[LesionMatch, ...]] = field(default_factory=dict)  # one per entry of THRESHOLDS
+    froc: Mapping[str, tuple[LesionMatch, ...]] = field(default_factory=dict)  # one per FROC_THRESHOLDS
     data_set: str = ""
     groups: Mapping[str, str] = field(default_factory=dict)
     prediction_sha256: str | None = None
@@ -267,9 +265,11 @@ def score_case(case: Case, settings: EvaluationSettings) -> CaseResult:
         truth, found = (side.crop(key, box) for side in masks)
         affine = reference.grid.cropped(box).affine
         matches[key] = match_lesions(truth, found, spacing_mm, settings.matching, affine)
-    froc = {}
-    if case.probabilities is not None:
+    froc, notes = {}, [way.note] if way.note else []
+    if case.probabilities is not None and lesion_keys:
         froc = _froc(case.probabilities, masks[0], reference.grid, lesion_keys, spacing_mm, settings.matching)
+        if not froc:
+            notes.append(f"{case.probabilities} holds no probability map of {_few(lesion_keys)}: no FROC curve.")
     return CaseResult(
         name=case.name,
         prediction=str(case.prediction),
@@ -282,7 +282,7 @@ def score_case(case: Case, settings: EvaluationSettings) -> CaseResult:
         prediction_sha256=prediction.sha256,
         reference_sha256=reference.sha256,
         not_compared=tuple(key for key in wanted if key not in keys and reference.holds(key)),
-        notes=(way.note,) if way.note else (),
+        notes=tuple(notes),
         seconds=time.perf_counter() - started,
     )
 
@@ -326,14 +326,14 @@ def _froc(
         if key not in files:
             continue
         volume = read_numbers(files[key])
-        probability = volume.array / np.float32(255 if volume.array.max() > 1 else 1)
-        if probability.min() < 0 or probability.max() > 1:
+        low, high = float(volume.array.min()), float(volume.array.max())
+        if not (low >= 0 and high <= 255):
             raise ImageError(f"{files[key]} holds values beyond 0-1 (or 0-255), so it is no probability map.")
-        probability = lookup(grid_of(volume), grid, str(files[key]))(probability)
-        box = box_around([reference.box(key), Box.around(probability >= THRESHOLDS[0])])
-        found[key] = match_at_thresholds(
-            reference.crop(key, box), probability[box.slices], spacing_mm, THRESHOLDS, matching
-        )
+        whole = 255 if high > 1 else 1
+        values = lookup(grid_of(volume), grid, str(files[key]))(volume.array)
+        box = box_around([reference.box(key), Box.around(values >= FROC_THRESHOLDS[0] * whole)])
+        probability = values[box.slices] / np.float32(whole)
+        found[key] = match_at_thresholds(reference.crop(key, box), probability, spacing_mm, FROC_THRESHOLDS, matching)
     return found
 
 

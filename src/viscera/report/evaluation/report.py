@@ -210,8 +210,14 @@ def _detection(evaluation: Evaluation) -> Iterator[str]:
         yield page.figure(
             plots.froc_plot(curves),
             "FROC: sensitivity per lesion over the probability threshold; the score is the mean sensitivity at "
-            "1/8 to 8 false positives per case.",
+            "1/8 to 8 false positives per case. Probabilities are the network's, before any rule.",
         )
+    for row in rows:
+        if 0 < row.maps < row.lesions.cases:
+            yield page.paragraph(
+                f"No FROC curve of {class_name(row.key)}: {row.lesions.cases - row.maps} of {row.lesions.cases} cases "
+                "have no probability map of it."
+            )
 
 
 def _lesion_row(row: DetectionRow) -> list[Cell | str | int]:

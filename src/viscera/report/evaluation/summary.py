@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import inf, isnan, nan
 
 from viscera.metrics.detection import (
+    FROC_THRESHOLDS,
     FrocPoint,
     LesionDetection,
     PatientDetection,
@@ -17,7 +18,7 @@ from viscera.metrics.detection import (
 )
 from viscera.metrics.edge_cases import METRICS, Metric
 from viscera.metrics.statistics import Proportion, Summary, summarise
-from viscera.report.evaluation.evaluate import THRESHOLDS, CaseResult, Evaluation
+from viscera.report.evaluation.evaluate import CaseResult, Evaluation
 from viscera.taxonomy import taxonomy
 
 ALL = "all cases"
@@ -81,7 +82,8 @@ class DetectionRow:
     key: str
     patients: PatientDetection
     lesions: LesionDetection
-    froc: tuple[FrocPoint, ...]  # empty without probability maps
+    maps: int  # cases with a probability map
+    froc: tuple[FrocPoint, ...]  # empty unless every case has one
     froc_score: float
 
 
@@ -90,13 +92,15 @@ def detection_rows(evaluation: Evaluation) -> list[DetectionRow]:
     rows = []
     for key in evaluation.lesion_classes:
         cases = [case for case in evaluation.cases if key in case.lesions]
-        curve = froc(THRESHOLDS, [case.froc[key] for case in cases]) if all(key in case.froc for case in cases) else ()
+        curves = [case.froc[key] for case in cases if key in case.froc]
+        curve = froc(FROC_THRESHOLDS, curves) if len(curves) == len(cases) else ()
         calls = ((case.scores[key].reference_ml > 0, case.scores[key].prediction_ml > 0) for case in cases)
         rows.append(
             DetectionRow(
                 key=key,
                 patients=detect_patients(calls),
                 lesions=detect_lesions([case.lesions[key] for case in cases]),
+                maps=len(curves),
                 froc=curve,
                 froc_score=froc_score(curve),
             )
