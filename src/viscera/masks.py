@@ -19,6 +19,7 @@ BoolArray = npt.NDArray[np.bool_]
 LevelArray = npt.NDArray[np.uint8]
 
 INSIDE = 128  # the first level that counts as "in"
+BEYOND_HU = -1024  # air: what lies beyond the part of a scan that a network looked at
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,15 +125,27 @@ class MaskSet(Mapping[str, SoftMask]):
         """Which voxels of `box` (anywhere in the grid) belong to class `key`: bool [X, Y, Z] of the box's shape."""
         soft = self._masks[key]
         out = np.zeros(box.shape, bool)
-        start = triple(map(max, soft.box.start, box.start))
-        stop = triple(map(min, soft.box.stop, box.stop))
-        if all(a < b for a, b in zip(start, stop, strict=True)):
-            shared = Box(start, stop)
-            to = shared.shifted(triple(-a for a in box.start))
-            of = shared.shifted(triple(-a for a in soft.box.start))
-            out[to.slices] = soft.level[of.slices] >= INSIDE
+        shared = soft.box.shared_with(box)
+        if not shared.is_empty:
+            out[shared.seen_from(box.start).slices] = soft.level[shared.seen_from(soft.box.start).slices] >= INSIDE
         return out
 
     def whole(self, key: str) -> BoolArray:
         """Class `key` on the whole grid: bool [X, Y, Z]."""
         return self.crop(key, Box.whole(self.shape))
+
+
+@dataclass(frozen=True, eq=False)
+class Densities:
+    """The scan on the grid of its masks: `hu` int16 [X, Y, Z], Hounsfield units, in `box`; beyond it lies air."""
+
+    box: Box
+    hu: npt.NDArray[np.int16]
+
+    def crop(self, box: Box) -> npt.NDArray[np.int16]:
+        """The densities in `box` (anywhere in the grid): int16 of the box's shape."""
+        out = np.full(box.shape, BEYOND_HU, np.int16)
+        shared = self.box.shared_with(box)
+        if not shared.is_empty:
+            out[shared.seen_from(box.start).slices] = self.hu[shared.seen_from(self.box.start).slices]
+        return out

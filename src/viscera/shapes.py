@@ -70,6 +70,18 @@ class Box:
         stop = triple(map(max, self.stop, other.stop))
         return Box(start, stop)
 
+    def shared_with(self, other: Box) -> Box:
+        """The box of the voxels that lie in both; empty at the origin if there are none."""
+        start = triple(map(max, self.start, other.start))
+        stop = triple(map(min, self.stop, other.stop))
+        if any(a >= b for a, b in zip(start, stop, strict=True)):
+            return Box((0, 0, 0), (0, 0, 0))
+        return Box(start, stop)
+
+    def seen_from(self, start: Triple) -> Box:
+        """This box in an array whose first voxel is `start` of the grid."""
+        return self.shifted(triple(-a for a in start))
+
     @staticmethod
     def whole(shape: tuple[int, ...]) -> Box:
         """The box of an entire array of three axes."""

@@ -100,13 +100,13 @@ def test_the_anatomy_is_the_same_in_every_axis_order(in_ras, straight, tmp_path,
     assert result.label_map.shape == array.shape
     expected, _ = stored_as(straight.label_map, straight.volume.affine, axes, flips)
     np.testing.assert_array_equal(result.label_map, expected)
-    for key in ("right_kidney", "liver"):
+    for key in ("left_kidney", "liver"):  # of the right one only specks have its density: the rules take them
         assert straight.mask(key).any()
         mask, _ = stored_as(straight.mask(key), straight.volume.affine, axes, flips)
         np.testing.assert_array_equal(result.mask(key), mask)
     for one, other in zip(result.findings, straight.findings, strict=True):
         assert (one.volume_ml, one.components) == (pytest.approx(other.volume_ml), other.components)
-        assert one.mean_hu == pytest.approx(other.mean_hu)
+        assert one.mean_hu == pytest.approx(other.mean_hu, nan_ok=True)
         assert one.centre_mm == (other.centre_mm and pytest.approx(other.centre_mm, abs=1e-3))
 
 

@@ -9,8 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from viscera.io.grid import body_box, resample_image
+from viscera.masks import Densities
 from viscera.model.config import Preprocessing
 from viscera.shapes import Box, SpacingMm, Triple, triple
+
+_INT16 = (np.iinfo(np.int16).min, np.iinfo(np.int16).max)
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +26,7 @@ class Prepared:
     grid_spacing_mm  its spacing
     scan_shape       voxels of the scan, RAS axes
     scan_spacing_mm  its spacing
+    densities        what `image` shows in HU, not windowed: for rules; None where none will follow
     """
 
     image: npt.NDArray[np.float32]
@@ -31,6 +35,7 @@ class Prepared:
     grid_spacing_mm: SpacingMm
     scan_shape: Triple
     scan_spacing_mm: SpacingMm
+    densities: Densities | None = None
 
 
 def windowed(hu: npt.NDArray[np.float32], window_hu: tuple[float, float]) -> npt.NDArray[np.float32]:
@@ -50,5 +55,7 @@ def prepare(
     resampled = resample_image(hu, spacing_mm, grid_mm, smooth=preprocessing.smooth)
     shape = triple(resampled.shape)
     box = body_box(resampled, grid_mm) if crop_to_body else Box.whole(shape)
-    image = windowed(np.ascontiguousarray(resampled[box.slices]), preprocessing.window_hu)
-    return Prepared(image, box, shape, grid_mm, triple(hu.shape), spacing_mm)
+    inside = np.ascontiguousarray(resampled[box.slices])
+    rounded = np.clip(np.rint(inside), *_INT16).astype(np.int16)
+    image = windowed(inside, preprocessing.window_hu)
+    return Prepared(image, box, shape, grid_mm, triple(hu.shape), spacing_mm, Densities(box, rounded))

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 from viscera.errors import KnowledgeError
-from viscera.masks import MaskSet
+from viscera.masks import Densities, MaskSet
 from viscera.post.rules import LOOKS_AT, RULES
 from viscera.taxonomy import read_table, taxonomy
 
@@ -44,7 +44,7 @@ def rule_entries() -> tuple[RuleEntry, ...]:
             raise KnowledgeError(f"post.toml: there is no rule {name!r}; there are {', '.join(RULES)}.")
         if not reason.strip():
             raise KnowledgeError(f"post.toml: the rule {name!r} has no reason.")
-        wanted = set(inspect.signature(RULES[name]).parameters) - {"masks", "classes"}
+        wanted = set(inspect.signature(RULES[name]).parameters) - {"masks", "classes", "densities"}
         if wanted != set(row):
             raise KnowledgeError(f"post.toml: the rule {name!r} takes {sorted(wanted)}, the table has {sorted(row)}.")
         if unknown := [key for key in classes if key not in taxonomy()]:
@@ -63,11 +63,21 @@ def needed_classes(keys: Iterable[str]) -> list[str]:
     return [key for key in taxonomy().keys if key in needed]
 
 
-def apply_rules(masks: MaskSet, entries: Sequence[RuleEntry] | None = None) -> tuple[MaskSet, tuple[RuleNote, ...]]:
-    """The masks after all rules (those of post.toml by default), and a note for every class a rule changed."""
+def apply_rules(
+    masks: MaskSet, densities: Densities | None = None, entries: Sequence[RuleEntry] | None = None
+) -> tuple[MaskSet, tuple[RuleNote, ...]]:
+    """The masks after all rules (those of post.toml by default), and a note for every class a rule changed.
+
+    densities  the scan on the masks' grid; None: rules that look at it are left out
+    """
     notes = []
     for entry in rule_entries() if entries is None else entries:
-        changes = RULES[entry.name](masks, entry.classes, **entry.arguments)
+        rule, arguments = RULES[entry.name], dict(entry.arguments)
+        if "densities" in inspect.signature(rule).parameters:
+            if densities is None:
+                continue
+            arguments["densities"] = densities
+        changes = rule(masks, entry.classes, **arguments)
         for key, after in changes.items():
             before, now = masks.crop(key, after.box), after.mask
             removed, added = int((before & ~now).sum()), int((now & ~before).sum())

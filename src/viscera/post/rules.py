@@ -1,7 +1,8 @@
 """The rules of `knowledge/post.toml`, one small function each.
 
 A rule takes the masks of a scan and the classes it is asked for, and returns the classes that it changes, computed on
-the boxes around them. Axes are RAS: the first index grows to the patient's right, the third to the head.
+the boxes around them; a rule with the argument `densities` looks at the scan, too. Axes are RAS: the first index grows
+to the patient's right, the third to the head.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from viscera.components import Components, components, without_small
+from viscera.components import Components, components, labelled, without_small
 from viscera.components import largest_component as largest_of
-from viscera.masks import BoolArray, MaskSet, SoftMask
+from viscera.masks import BoolArray, Densities, MaskSet, SoftMask
 from viscera.shapes import Box, Triple, triple
 from viscera.taxonomy import taxonomy
 
@@ -36,6 +37,51 @@ def minimum_volume(masks: MaskSet, classes: Sequence[str], volume_mm3: float) ->
     """Components smaller than `volume_mm3` go."""
     least = volume_mm3 / masks.voxel_volume_mm3
     return {key: masks[key].with_mask(without_small(masks[key].mask, least)) for key in _present(masks, classes)}
+
+
+def not_in_air(masks: MaskSet, classes: Sequence[str], densities: Densities, below_hu: float) -> Changes:
+    """Voxels below `below_hu` go."""
+    changes = {}
+    for key in _present(masks, classes):
+        soft = masks[key]
+        changes[key] = soft.with_mask(soft.mask & (densities.crop(soft.box) >= below_hu))
+    return changes
+
+
+def not_beside_body(masks: MaskSet, classes: Sequence[str], densities: Densities, below_hu: float) -> Changes:
+    """Voxels of the air around the body go: what is below `below_hu` and connected, by faces, with the left, right,
+    front or back side of the part that the network saw. Gas inside the body may reach the first and last slice."""
+    present = _present(masks, classes)
+    if not present:
+        return {}
+    air, _ = ndimage.label(densities.hu < below_hu)
+    around = np.zeros(int(air.max()) + 1, bool)
+    for side in (air[0], air[-1], air[:, 0], air[:, -1]):
+        around[side] = True
+    around[0] = False
+    changes = {}
+    for key in present:
+        soft = masks[key]
+        inside = soft.box.shared_with(densities.box)
+        kept = np.zeros(soft.box.shape, bool)
+        place = inside.seen_from(soft.box.start).slices
+        kept[place] = soft.mask[place] & ~around[air[inside.seen_from(densities.box.start).slices]]
+        changes[key] = soft.with_mask(kept)
+    return changes
+
+
+def plausible_density(
+    masks: MaskSet, classes: Sequence[str], densities: Densities, least_hu: float, most_hu: float
+) -> Changes:
+    """Components whose mean density does not lie between `least_hu` and `most_hu` go."""
+    changes = {}
+    for key in _present(masks, classes):
+        soft = masks[key]
+        labels, count = labelled(soft.mask)
+        mean_hu = np.asarray(ndimage.mean(densities.crop(soft.box), labels, np.arange(1, count + 1)))
+        keep = np.concatenate([[False], (mean_hu >= least_hu) & (mean_hu <= most_hu)])
+        changes[key] = soft.with_mask(keep[labels])
+    return changes
 
 
 def cut_below(masks: MaskSet, classes: Sequence[str], floor: str) -> Changes:
@@ -156,7 +202,17 @@ def _lung_sides(
 
 
 RULES: dict[str, Rule] = {
-    rule.__name__: rule for rule in (split_lungs, largest_component, cut_below, inside_organ, minimum_volume)
+    rule.__name__: rule
+    for rule in (
+        not_in_air,
+        not_beside_body,
+        plausible_density,
+        split_lungs,
+        largest_component,
+        cut_below,
+        inside_organ,
+        minimum_volume,
+    )
 }
 
 # Which other classes a rule looks at when it is applied to a class: (class, the rule's classes, its arguments) -> keys.

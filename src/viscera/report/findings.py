@@ -20,7 +20,7 @@ from viscera.io.atomic import whole_file
 from viscera.masks import BoolArray
 from viscera.report.as_json import write_json
 from viscera.report.flags import Flag, organ_flags
-from viscera.shapes import Box, triple
+from viscera.shapes import Box
 from viscera.taxonomy import Structure
 
 SCHEMA = "viscera findings 1"
@@ -257,12 +257,10 @@ class _Hosts:
 
 
 def _overlap(a: Crop, b: Crop) -> int:
-    start = triple(map(max, a.box.start, b.box.start))
-    stop = triple(map(min, a.box.stop, b.box.stop))
-    if any(low >= high for low, high in zip(start, stop, strict=True)):
+    shared = a.box.shared_with(b.box)
+    if shared.is_empty:
         return 0
-    shared = Box(start, stop)
-    in_a, in_b = (crop.mask[shared.shifted(triple(-s for s in crop.box.start)).slices] for crop in (a, b))
+    in_a, in_b = (crop.mask[shared.seen_from(crop.box.start).slices] for crop in (a, b))
     return int((in_a & in_b).sum())
 
 

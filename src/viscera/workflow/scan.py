@@ -341,7 +341,7 @@ def segment_scan(
     notes: Sequence[RuleNote] = ()
     if settings.post:
         with watch.stage("Rules"):
-            masks, notes = apply_rules(masks)
+            masks, notes = apply_rules(masks, prepared.densities)
     scan_masks = ScanMasks(masks, prepared, reorientation)
     with watch.stage("Findings"):
         label_map, findings = _paint_and_measure(volume, scan_masks, structures, model.config.thresholds, watch)
