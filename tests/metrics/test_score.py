@@ -44,7 +44,7 @@ EMPTY = {  # the module's table as numbers: both empty, reference empty, predict
     "nsd": (nan, 0, 0),
     "hd95_mm": (nan, inf, inf),
     "asd_mm": (nan, inf, inf),
-    "volume_error_ml": (0, 0.02, -0.02),
+    "volume_error_ml": (nan, 0.02, -0.02),
     "volume_error_percent": (nan, nan, -100),
     "sensitivity": (nan, nan, 0),
     "precision": (nan, 0, nan),

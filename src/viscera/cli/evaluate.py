@@ -31,6 +31,8 @@ EXAMPLES = """
 `viscera evaluate amos22/ --model lite --dataset amos -o external/`
 """
 
+_WIDE = 120  # columns of a terminal that takes every number
+
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the report and the tables.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
@@ -352,7 +354,7 @@ def report(console: Console, evaluation: Evaluation) -> None:
     """The summary by class on the screen."""
     from rich.markup import escape
 
-    console.print(class_table(evaluation))
+    console.print(class_table(evaluation, wide=console.width >= _WIDE))
     notes = sum(bool(case.notes) for case in evaluation.cases)
     if notes:
         first = next(case for case in evaluation.cases if case.notes)
@@ -366,26 +368,26 @@ def report(console: Console, evaluation: Evaluation) -> None:
         console.print(f"[red]{len(evaluation.failures)} cases could not be scored; the report says why.[/]")
 
 
-def class_table(evaluation: Evaluation) -> Table:
+def class_table(evaluation: Evaluation, wide: bool) -> Table:
+    """Class by class, one line each; with the interval and the volume error where the terminal is `wide`."""
     from rich.markup import escape
     from rich.table import Table
 
     from viscera.metrics.edge_cases import METRICS
     from viscera.report.evaluation.summary import class_name, shown_interval, shown_summary, summary_rows
 
-    shown = ("dice", "nsd", "hd95_mm", "volume_error_ml")
+    metrics = ("dice", "nsd", "hd95_mm") + ("volume_error_ml",) * wide
     table = Table(box=None, header_style="bold")
     table.add_column("class")
-    for head in ("n", "Dice", "95 % interval", "NSD", "HD95 (mm)", "volume error (ml)"):
-        table.add_column(head, justify="right")
-    summaries = {(row.key, row.metric): row.summary for row in summary_rows(evaluation, shown) if not row.grouping}
+    table.add_column("n", justify="right")
+    for metric in metrics:
+        table.add_column(METRICS[metric].label, justify="right", no_wrap=True)
+    if wide:
+        table.add_column("95 % of mean Dice", justify="right", no_wrap=True)
+    summaries = {(row.key, row.metric): row.summary for row in summary_rows(evaluation, metrics) if not row.grouping}
     for key in evaluation.classes:
-        dice, *others = (summaries[key, metric] for metric in shown)
-        table.add_row(
-            escape(class_name(key)),
-            str(dice.n),
-            shown_summary(dice, METRICS["dice"]),
-            shown_interval(dice, METRICS["dice"]),
-            *(shown_summary(s, METRICS[metric]) for s, metric in zip(others, shown[1:], strict=True)),
-        )
+        dice = summaries[key, "dice"]
+        cells = [shown_summary(summaries[key, metric], METRICS[metric]) for metric in metrics]
+        interval = [shown_interval(dice, METRICS["dice"])] * wide
+        table.add_row(escape(class_name(key)), str(dice.n), *cells, *interval)
     return table

@@ -7,7 +7,7 @@ dice                    not scored (NaN)      0                    0
 nsd                     not scored (NaN)      0                    0
 hd95_mm                 not scored (NaN)      infinite             infinite
 asd_mm                  not scored (NaN)      infinite             infinite
-volume_error_ml         0                     + the prediction     - the reference
+volume_error_ml         not scored (NaN)      + the prediction     - the reference
 volume_error_percent    not scored (NaN)      not scored (NaN)     -100
 sensitivity             not scored (NaN)      not scored (NaN)     0
 precision               not scored (NaN)      0                    not scored (NaN)
@@ -69,7 +69,7 @@ _ROWS = (
     Metric("nsd", "NSD", "", 1.0, True, nan, 0.0, 0.0),
     Metric("hd95_mm", "HD95", "mm", 0.0, False, nan, inf, inf, 2),
     Metric("asd_mm", "ASD", "mm", 0.0, False, nan, inf, inf, 2),
-    Metric("volume_error_ml", "Volume error", "ml", 0.0, False, 0.0, FORMULA, FORMULA, 1),
+    Metric("volume_error_ml", "Volume error", "ml", 0.0, False, nan, FORMULA, FORMULA, 1),
     Metric("volume_error_percent", "Volume error", "%", 0.0, False, nan, nan, -100.0, 1),
     Metric("sensitivity", "Voxel sensitivity", "", 1.0, True, nan, nan, 0.0),
     Metric("precision", "Voxel precision", "", 1.0, True, nan, 0.0, nan),

@@ -12,7 +12,7 @@ _STYLE = """
 :root { --ink:#1f2933; --quiet:#616e7c; --line:#e4e7eb; --accent:#0f766e; --bad:#c2410c; }
 * { box-sizing: border-box; }
 body { font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; color: var(--ink);
-  margin: 0 auto; padding: 2rem 1.5rem 4rem; max-width: 72rem; background: #fff; }
+  margin: 0 auto; padding: 2rem 1.5rem 4rem; max-width: 80rem; background: #fff; }
 h1 { font-size: 1.7rem; margin: 0 0 .2rem; } h2 { font-size: 1.2rem; margin: 2.4rem 0 .6rem; }
 p { max-width: 46rem; } .quiet { color: var(--quiet); font-size: .88rem; }
 .cards { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1.2rem 0; }
@@ -21,17 +21,25 @@ p { max-width: 46rem; } .quiet { color: var(--quiet); font-size: .88rem; }
 .card.bad b { color: var(--bad); }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .28rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th, td { padding: .28rem .5rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; }
-thead th { border-bottom: 2px solid var(--ink); cursor: pointer; vertical-align: bottom; }
-td.text { text-align: left; white-space: normal; min-width: 16rem; }
-table.matrix thead th { writing-mode: vertical-rl; transform: rotate(180deg); text-align: left; font-weight: 500;
-  border-bottom: 0; border-top: 2px solid var(--ink); }
-table.matrix thead th:first-child { writing-mode: horizontal-tb; transform: none; }
+thead th { border-bottom: 2px solid var(--ink); cursor: pointer; vertical-align: bottom; white-space: normal; }
+th.text, td.text { text-align: left; }
+td.text { white-space: normal; min-width: 16rem; overflow-wrap: anywhere; }
+table.matrix { font-size: .8rem; } table.matrix th, table.matrix td { padding: .25rem .2rem; }
+table.matrix thead span { writing-mode: vertical-rl; transform: rotate(180deg); white-space: nowrap; font-weight: 500; }
+table.matrix thead th:first-child span { writing-mode: horizontal-tb; transform: none; display: inline-block; }
 img { max-width: 100%; height: auto; display: block; } figure { margin: 1rem 0 1.6rem; }
 figcaption { color: var(--quiet); font-size: .88rem; }
 details { margin: .6rem 0; } summary { cursor: pointer; color: var(--accent); }
 code { font-size: .85em; overflow-wrap: anywhere; }
+@media print {
+  @page { size: A4; margin: 12mm; }
+  body { padding: 0; max-width: none; font-size: 10pt; print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+  .wide { overflow: visible; } table { font-size: 7.5pt; } table.matrix { font-size: 6.5pt; }
+  th, td { padding: .15rem .3rem; } table.matrix th, table.matrix td { padding: .1rem; }
+  h2, h3 { break-after: avoid; } tr, figure, .card { break-inside: avoid; } figure img { max-height: 240mm; }
+}
 """
 # Clicking a column's head sorts by it; what cannot be read as a number sorts as text, and "-" always goes last.
 _SCRIPT = """
@@ -112,7 +120,12 @@ def folded(summary: str, parts: Iterable[str]) -> str:
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Cell | str | int]], matrix: bool = False) -> str:
     """A table that sorts by a click on a column's head. `matrix` turns the heads upright: many narrow columns."""
-    head = "".join(f"<th>{escape(name)}</th>" for name in header)
+    rows = list(rows)
+    prose = [isinstance(cell, Cell) and cell.is_text for cell in rows[0]] if rows else [False] * len(header)
+    head = "".join(
+        f"<th{' class=text' * is_text}><span>{escape(name)}</span></th>"
+        for name, is_text in zip(header, prose, strict=True)
+    )
     body = "\n".join(f"<tr>{''.join(_cell(cell) for cell in row)}</tr>" for row in rows)
     kind = ' class="matrix"' if matrix else ""
     return f'<div class="wide"><table{kind}><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'

@@ -361,6 +361,19 @@ def test_markdown_lists_classes_and_failures(tmp_path: Path) -> None:
     assert "- **c**: There is no prediction of this case." in text
 
 
+def test_the_worst_cases_are_varied_while_there_are_others(tmp_path: Path) -> None:
+    """Case a is bad at everything; its fourth class gives way to another case's, unless there are few."""
+    box = slice(2, 6)
+    keys = ("liver", "spleen", "stomach", "pancreas")
+    truth = organs(**{key: (slice(4 * i, 4 * i + 4), box, box) for i, key in enumerate(keys)})
+    for name, shift in (("a", 3), ("b", 1)):
+        save(truth, tmp_path / "r" / f"{name}.nii.gz")
+        save(np.roll(truth, shift, axis=1), tmp_path / "p" / f"{name}.nii.gz")
+    result = run(tmp_path)
+    assert [case.name for case, _ in worst(result, 4)] == ["a", "a", "a", "b"]
+    assert [case.name for case, _ in worst(result, 9)] == ["a"] * 4 + ["b"] * 4
+
+
 def test_the_worst_cases_come_first_and_show_the_patient_right_on_the_left(written: tuple[Evaluation, Path]) -> None:
     result, out = written
     assert [(case.name, key) for case, key in worst(result, 3)] == [("c", "liver"), ("b", "spleen"), ("b", "liver")]

@@ -27,10 +27,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, QUIET, FIRST, SECOND = "#1f2933", "#9aa5b1", "#0f766e", "#c2410c"  # text, grid, reference, prediction
+FIRST_ON_CT, SECOND_ON_CT = "#2dd4bf", "#ff8a3d"  # the same, seen on grey
 WINDOW_HU = (-160.0, 240.0)  # soft tissue
 _DPI = 120
 _POINTS = 60  # more cases than this are told by the box alone
 _WIDTH = 8.6  # inches
+_TALLEST_PICTURE = 4.0
 _TICKS_MM = (0, 1, 2, 3, 4, 5, 10, 20, 50, 100, 200, 500)
 
 
@@ -211,7 +213,9 @@ def case_picture(picture: Picture) -> bytes:
 
     The patient's right is on the left of each picture. The thin line in either panel is the other side's outline.
     """
-    figure = _figure(_WIDTH, 2.5)
+    x, y, z = (n * mm for n, mm in zip(picture.reference.shape, picture.spacing_mm, strict=True))
+    tallest = max(y, z) / x  # of its width
+    figure = _figure(_WIDTH, min(_TALLEST_PICTURE, 0.3 + tallest * (_WIDTH - 0.2) / 4))
     panels = figure.subplots(1, 4)
     differs = picture.reference ^ picture.prediction
     shown = differs if differs.any() else picture.reference
@@ -221,7 +225,9 @@ def case_picture(picture: Picture) -> bytes:
         back = None if picture.image is None else np.take(picture.image, place, axis=axis)
         x_mm, y_mm = (s for a, s in enumerate(picture.spacing_mm) if a != axis)
         for axes, side, colour in zip(pair, (0, 1), (FIRST, SECOND), strict=True):
-            _mask_panel(axes, slices[side], slices[1 - side], back, y_mm / x_mm, colour, (SECOND, FIRST)[side])
+            axes.set_anchor("N")
+            colours = (FIRST, SECOND) if back is None else (FIRST_ON_CT, SECOND_ON_CT)
+            _mask_panel(axes, slices[side], slices[1 - side], back, y_mm / x_mm, colours[side], colours[1 - side])
             axes.set_title(f"{name}: {('reference', 'prediction')[side]}", fontsize=8, color=colour)
     return _png(figure)
 
@@ -244,11 +250,12 @@ def _mask_panel(
     else:
         axes.imshow(image[::-1].T, cmap="gray", vmin=WINDOW_HU[0], vmax=WINDOW_HU[1], **options)
     overlay = np.zeros((*own.T.shape, 4))
-    overlay[own[::-1].T] = to_rgba(colour, 0.45 if image is not None else 0.8)
+    overlay[own[::-1].T] = to_rgba(colour, 0.4 if image is not None else 0.8)
     axes.imshow(overlay, **options)
     if other.any() and not other.all():
         axes.contour(other[::-1].T.astype(float), levels=[0.5], colors=[other_colour], linewidths=0.9)
     axes.set_xticks([])
     axes.set_yticks([])
     for x, letter, side in ((0.02, "R", "left"), (0.98, "L", "right")):
-        axes.text(x, 0.02, letter, transform=axes.transAxes, ha=side, va="bottom", fontsize=7, color=QUIET)
+        mark = INK if image is None else "#ffffff"
+        axes.text(x, 0.02, letter, transform=axes.transAxes, ha=side, va="bottom", fontsize=7, color=mark)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from math import isnan
 from pathlib import Path
@@ -48,6 +49,7 @@ from viscera.report.page import Cell
 from viscera.shapes import triple
 
 PICTURES = 8  # of the worst cases
+_CASES_IN_SIGHT = 60  # more are folded away
 _PICTURE_MARGIN_MM = 15.0
 _BOXES = ("dice", "nsd", "hd95_mm")
 
@@ -252,18 +254,23 @@ def _volumes(evaluation: Evaluation) -> Iterator[str]:
 
 
 def worst(evaluation: Evaluation, count: int) -> list[tuple[CaseResult, str]]:
-    """The cases and classes with the lowest Dice, at most two per class, worst first."""
+    """The cases and classes with the lowest Dice, worst first; two per class and three per case before any more."""
     scored = [
         (score.dice, case, key)
         for case in evaluation.cases
         for key, score in case.scores.items()
         if not isnan(score.dice)
     ]
-    chosen: list[tuple[CaseResult, str]] = []
-    for _, case, key in sorted(scored, key=lambda item: item[0]):
-        if sum(key == other for _, other in chosen) < 2 and len(chosen) < count:
-            chosen.append((case, key))
-    return chosen
+    of_class, of_case = Counter[str](), Counter[str]()
+    first: list[tuple[float, CaseResult, str]] = []
+    others: list[tuple[float, CaseResult, str]] = []
+    for dice, case, key in sorted(scored, key=lambda item: item[0]):
+        varied = of_class[key] < 2 and of_case[case.name] < 3
+        (first if varied else others).append((dice, case, key))
+        of_class[key] += varied
+        of_case[case.name] += varied
+    chosen = sorted([*first, *others][:count], key=lambda item: item[0])
+    return [(case, key) for _, case, key in chosen]
 
 
 def _worst(evaluation: Evaluation, cases: Sequence[Case], settings: EvaluationSettings, count: int) -> Iterator[str]:
@@ -273,8 +280,8 @@ def _worst(evaluation: Evaluation, cases: Sequence[Case], settings: EvaluationSe
         return
     yield page.heading("Worst cases")
     yield page.paragraph(
-        "The lowest Dice, at most two of a class, in the slices in which both sides differ most. Green: reference, "
-        "orange: prediction; the thin line is the other side's outline. The patient's right is on the left."
+        "The lowest Dice, few of the same class or case, in the slices in which both sides differ most. Green: "
+        "reference, orange: prediction; the thin line is the other side's outline. The patient's right is on the left."
     )
     for case, key in chosen:
         score = case.scores[key]
@@ -321,11 +328,13 @@ def _all_cases(evaluation: Evaluation) -> Iterator[str]:
         return Cell(shown(value), value, title=f"{case.prediction} against {case.reference}")
 
     yield page.heading("All cases: Dice")
-    yield page.table(
+    table = page.table(
         ["case", "mean", *map(class_name, evaluation.classes)],
         [[case.name, mean(case), *(cell(case, key) for key in evaluation.classes)] for case in evaluation.cases],
         matrix=True,
     )
+    many = len(evaluation.cases) > _CASES_IN_SIGHT
+    yield page.folded(f"{len(evaluation.cases)} cases", [table]) if many else table
     yield page.paragraph(
         "-: absent on both sides; empty: not annotated. All numbers and files: scores.csv.", quiet=True
     )

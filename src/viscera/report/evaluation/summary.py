@@ -112,7 +112,7 @@ def shown(value: float, metric: Metric | None = None) -> str:
     """A value for people: its metric's decimals (3 without one), "-" if it is not scored, "inf" if infinite."""
     if isnan(value):
         return "-"
-    return f"{value:.{metric.decimals if metric else 3}f}" if abs(value) < inf else "inf"
+    return f"{value:z.{metric.decimals if metric else 3}f}" if abs(value) < inf else "inf"
 
 
 def shown_summary(summary: Summary, metric: Metric) -> str:
