@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -53,7 +55,7 @@ def test_the_weights_lie_in_rows_of_outputs():
 
 @pytest.mark.parametrize("classes", [1, 2, 32])
 @pytest.mark.parametrize(
-    "shape", [(1, 1, 1), (3, 5, 7), (16, 16, 16), (17, 16, 16)], ids=["one voxel", "less", "one chunk", "more"]
+    "shape", [(1, 1, 1), (3, 5, 7), (16, 16, 8), (17, 16, 8)], ids=["one voxel", "less", "one chunk", "more"]
 )
 def test_values_and_gradients_are_those_of_the_plain_form(classes, shape):
     ours, theirs = random_case(classes, shape), random_case(classes, shape)
@@ -82,6 +84,47 @@ def test_the_size_of_a_chunk_changes_nothing(chunk, monkeypatch):
     (ours,) = torch.autograd.grad(apply_heads(features, parameters).square().sum(), features)
     (theirs,) = torch.autograd.grad(plain(features, parameters).square().sum(), features)
     torch.testing.assert_close(ours, theirs)
+
+
+@pytest.fixture
+def three_threads():
+    """However many processors there are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+def test_each_chunk_is_computed_in_one_of_several_threads_and_the_bits_are_those_of_one(
+    mode, three_threads, monkeypatch
+):
+    features, parameters = random_case(3, (20, 10, 10), torch.float32)
+    monkeypatch.setattr(head, "_CHUNK", 100)
+    seen, real = [], head.HeadWeights.__call__
+
+    def watched(heads, part):
+        seen.append((threading.current_thread(), torch.get_num_threads(), part.shape[1]))
+        return real(heads, part)
+
+    monkeypatch.setattr(head.HeadWeights, "__call__", watched)
+    with mode():
+        several = apply_heads(features, parameters)
+        assert [used for _, used, _ in seen] == [1] * 20 and sum(voxels for *_, voxels in seen) == 2000
+        assert threading.main_thread() not in {thread for thread, *_ in seen}
+        torch.set_num_threads(1)
+        assert torch.equal(apply_heads(features, parameters), several)
+    assert seen[-1][0] is threading.main_thread()
+
+
+def test_the_number_of_threads_is_as_before_and_an_error_in_one_is_raised(three_threads):
+    features, parameters = random_case(1, (16, 16, 16))
+    apply_heads(features, parameters)
+    with pytest.raises(RuntimeError, match="same dtype"):
+        apply_heads(features, parameters.float())
+    assert torch.get_num_threads() == 3
+    with ThreadPoolExecutor(1) as pool:  # what a thread made later begins with
+        assert pool.submit(torch.get_num_threads).result() == 3
 
 
 @pytest.mark.parametrize("wanted", [0, 1], ids=["features alone", "parameters alone"])

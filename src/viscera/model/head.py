@@ -2,12 +2,16 @@
 
 The three layers are 1 x 1 x 1 convolutions, so a voxel's answer needs only that voxel's eight features. That makes the
 head a matrix product over voxels: for K classes one product 8 -> 8K, then two batched ones, over chunks small enough to
-stay in the processor's cache. Repeating the feature map once per class and calling grouped convolutions, the
-direct way, gives the same numbers many times slower (bench/head.py).
+stay in the processor's cache. A chunk belongs to one thread from its first product to its last: were every product
+shared between the threads, they would wait for each other thousands of times, and long where other programs run
+too. Repeating the feature map once per class and calling grouped convolutions, the direct way, gives the same numbers
+many times slower (bench/head.py).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +23,7 @@ threshold_backward = torch.ops.aten.threshold_backward  # a gradient where the R
 
 WIDTH = 8  # channels between the head's layers, and of the features it works on
 PARAMETERS = WIDTH * WIDTH + WIDTH * WIDTH + WIDTH + WIDTH + WIDTH + 1  # 153
-_CHUNK = 4096  # voxels at a time: 8 x 32 x 4096 float32 = 4 MB, within the caches; 1024 to 8192 are equally fast
+_CHUNK = 2048  # voxels at a time: 8 x 32 x 2048 float32 = 2 MB, within the caches; 1024 to 4096 are about equally fast
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,8 +109,16 @@ class _Heads(Function):
         ctx.save_for_backward(features, parameters)
         heads = HeadWeights.from_parameters(parameters)
         logits = features.new_empty((parameters.shape[0], features.shape[1]))
-        for start in range(0, features.shape[1], _CHUNK):
-            logits[:, start : start + _CHUNK] = heads(features[:, start : start + _CHUNK])
+
+        def fill(part: slice) -> None:
+            logits[:, part] = heads(features[:, part])
+
+        parts = _chunks(features.shape[1])
+        if features.device.type == "cpu" and len(parts) > 1 and torch.get_num_threads() > 1:
+            _in_threads(fill, parts)
+        else:
+            for part in parts:
+                fill(part)
         return logits
 
     @staticmethod
@@ -116,7 +128,26 @@ class _Heads(Function):
         heads = HeadWeights.from_parameters(parameters)
         of_features, sums = torch.empty_like(features), HeadWeights.from_parameters(torch.zeros_like(parameters))
         with torch.autocast(features.device.type, enabled=False):  # the caller may be within such a block
-            for start in range(0, features.shape[1], _CHUNK):
-                part = slice(start, start + _CHUNK)
+            for part in _chunks(features.shape[1]):
                 of_features[:, part] = heads.backward(features[:, part], gradient[:, part], sums)
         return of_features, sums.parameters()
+
+
+def _chunks(voxels: int) -> list[slice]:
+    return [slice(start, start + _CHUNK) for start in range(0, voxels, _CHUNK)]
+
+
+def _in_threads(work: Callable[[slice], None], parts: list[slice]) -> None:
+    """Calls `work` for each part, in as many threads as torch may use; what a thread computes it computes alone."""
+    threads = torch.get_num_threads()
+
+    def one(part: slice) -> None:
+        with torch.inference_mode():  # a new thread records gradients unless told otherwise
+            work(part)
+
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for _ in pool.map(one, parts):
+                pass  # an error in a thread is raised here
+    finally:
+        torch.set_num_threads(threads)  # the number is each thread's own, but a thread begins with the one set last
