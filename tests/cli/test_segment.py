@@ -5,17 +5,20 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from tests.conftest import REPOSITORY
 from tests.io.dicom_phantom import dicom_series
 from tests.phantoms import nifti_file, stored_as
@@ -23,6 +26,9 @@ from tests.workflow.conftest import BANDS, BandNetwork, phantom_hu
 from typer.testing import CliRunner
 
 from viscera.cli.main import app
+from viscera.model.build import build
+from viscera.model.checkpoint import save_checkpoint
+from viscera.model.config import packaged_config
 from viscera.taxonomy import taxonomy
 from viscera.workflow.outputs import is_whole
 
@@ -170,6 +176,41 @@ def test_a_packaged_model_goes_all_the_way(here):
     assert done.exit_code == 0, done.output
     assert record(here / "out")["model"]["name"] == "lite"
     assert labels(here / "out").shape == nib.load(scan).shape
+
+
+def test_the_starter_runs_by_default_where_the_package_has_its_weights(here, monkeypatch):
+    """A small stand-in that calls itself trained."""
+    monkeypatch.setattr("viscera.model.store.weights_folder", lambda: here / "package")
+    config = packaged_config("lite")
+    config = replace(config, name="starter", trained=True, backbone_settings={"channels": (16, 32)}, classes=("liver",))
+    with torch.random.fork_rng(devices=[]):
+        stand_in = build(config, torch.ones(1, config.text_dim))
+    save_checkpoint(stand_in, here / "package" / "starter.safetensors", half=True)
+    scan = nifti_file(here / "ct.nii.gz")
+    done = viscera("segment", scan, "-o", here / "out", "--no-preview")
+    assert done.exit_code == 0, done.output
+    assert "UNTRAINED" not in done.output
+    model = record(here / "out")["model"]
+    assert (model["name"], model["trained"]) == ("starter", True)
+
+
+def test_without_the_starter_the_untrained_network_runs_and_says_so(here, monkeypatch):
+    monkeypatch.setattr("viscera.model.store.weights_folder", lambda: here / "package")
+    done = viscera("segment", nifti_file(here / "ct.nii.gz"), "-o", here / "out", "-c", "liver", "--no-preview")
+    assert done.exit_code == 0 and "UNTRAINED" in done.output
+    assert record(here / "out")["model"]["name"] == "lite"
+
+
+def test_the_demo_ends_with_a_table_the_picture_and_the_time(network, scan, here, monkeypatch):
+    monkeypatch.setattr("viscera.workflow.demo.fetch_demo_scan", lambda: scan)
+    done = viscera("demo", "-o", "demo")
+    assert done.exit_code == 0, done.output
+    lines = done.output.rstrip().splitlines()
+    assert lines[-2].split() == ["Picture", "demo/preview.png"] and (here / "demo" / "preview.png").is_file()
+    assert re.fullmatch(r"Time     \d+\.\d s from the scan to the files", lines[-1])
+    liver = next(line.split() for line in lines if line.split()[:1] == ["liver"])
+    assert float(liver[1]) == pytest.approx(27.0, abs=0.1)  # 11 x 13 x 7 voxels of 27 mm3
+    assert "adults have 500-4500 ml" in done.output
 
 
 # --- mistakes --------------------------------------------------------------------------------------------------------
