@@ -43,7 +43,7 @@ def compare(
     written = write_comparison(result, output, overwrite=overwrite)
     console = Console(quiet=quiet, highlight=False)
     table = Table("metric", "class", "first", "second", "win / tie / loss", "p (Holm)", "better", box=None)
-    for row in result.rows:
+    for row in (*result.overall, *result.rows):
         m, pair = METRICS[row.metric], row.paired
         table.add_row(
             m.label,
@@ -55,6 +55,7 @@ def compare(
             escape(better(row)),
         )
     console.print(table)
+    console.print("Wins are the second model's. Better: p < 0.05 after Holm's correction over the classes of a metric.")
     ranks = sorted(result.decathlon.items(), key=lambda item: item[1])
     console.print(f"Decathlon ranks: {', '.join(f'{escape(model)} {rank:.2f}' for model, rank in ranks)}")
     for model, names in result.left_out.items():

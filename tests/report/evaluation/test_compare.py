@@ -42,6 +42,11 @@ def test_the_better_model_wins(folders: Path) -> None:
         assert row.p_holm == pytest.approx(4 / 64)  # two classes
         assert better(row) == "-"  # 0.0625 is not below 5 %
         assert better(replace(row, p_holm=0.01)) == "b"
+    (overall,) = result.overall  # Dice only: a mean of distances over classes means little
+    assert (overall.metric, overall.paired.wins, overall.p_holm) == ("dice", 6, pytest.approx(2 / 64))
+    assert better(overall) == "b"
+    of_b = [value for key in ("liver", "spleen") for value in run(folders, "b").values(key, "dice")]
+    assert overall.second_mean == pytest.approx(sum(of_b) / 12)
     swapped = compare([run(folders, "b"), run(folders, "a")])
     assert better(replace(swapped.rows[0], p_holm=0.01)) == "b"
     by_dice = result.rankings["dice"].mean_rank

@@ -36,6 +36,7 @@ from viscera.report.page import Cell
 DEFAULT_METRICS = ("dice", "nsd", "hd95_mm")
 RANKED = ("dice", "nsd")  # ratios, whose mean over classes means something
 ALPHA = 0.05
+ALL_CLASSES = "all_classes"
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Comparison:
     models: tuple[str, ...]
     cases: tuple[str, ...]  # scored for every model
     left_out: dict[str, tuple[str, ...]]  # model -> cases that another model lacks
+    overall: tuple[PairRow, ...]  # each case's mean over its classes, for metrics whose mean means something
     rows: tuple[PairRow, ...]
     rankings: dict[str, Ranking]  # by metric, over cases
     decathlon: dict[str, float]  # mean rank over classes and metrics
@@ -108,6 +110,7 @@ def compare(runs: Sequence[Evaluation], metrics: Sequence[str] = DEFAULT_METRICS
             run.name: tuple(name for name in of_run if name not in common)
             for run, of_run in zip(runs, scored, strict=True)
         },
+        overall=tuple(_overall_rows(runs, classes, [m for m in metrics if m in RANKED])),
         rows=tuple(_rows(runs, classes, metrics)),
         rankings={
             key: rank_models({run.name: _case_means(run, classes, key) for run in runs})
@@ -166,6 +169,23 @@ def _rows(runs: Sequence[Evaluation], classes: Sequence[str], metrics: Sequence[
             )
 
 
+def _overall_rows(runs: Sequence[Evaluation], classes: Sequence[str], metrics: Sequence[str]) -> Iterator[PairRow]:
+    for (first, second), name in ((pair, name) for pair in combinations(runs, 2) for name in metrics):
+        costs = [_case_means(run, classes, name) for run in (first, second)]
+        pair = compare_paired(*costs)
+        means = [METRICS[name].best - summarise(of_run).mean for of_run in costs]
+        yield PairRow(
+            first=first.name,
+            second=second.name,
+            key=ALL_CLASSES,
+            metric=name,
+            first_mean=means[0],
+            second_mean=means[1],
+            paired=pair,
+            p_holm=pair.p,
+        )
+
+
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
@@ -192,7 +212,7 @@ def _table(comparison: Comparison) -> list[dict[str, object]]:
             **asdict(row.paired),
             "p_holm": row.p_holm,
         }
-        for row in comparison.rows
+        for row in (*comparison.overall, *comparison.rows)
     ]
 
 
@@ -202,7 +222,7 @@ HEADER = ("class", "n", "first", "second", "improvement", "95 % interval", "win 
 def _groups(comparison: Comparison) -> Iterator[tuple[str, list[PairRow]]]:
     """The rows of each pair of models and metric, with a title."""
     groups: dict[tuple[str, str, str], list[PairRow]] = {}
-    for row in comparison.rows:
+    for row in (*comparison.overall, *comparison.rows):
         groups.setdefault((row.first, row.second, row.metric), []).append(row)
     for (first, second, name), rows in groups.items():
         yield f"{METRICS[name].label}: {first} (first) and {second} (second)", rows
@@ -223,7 +243,7 @@ def _cells(row: PairRow) -> list[str]:
         shown(row.first_mean, m),
         shown(row.second_mean, m),
         shown(pair.difference, m),
-        f"{shown(pair.low, m)} to {shown(pair.high, m)}",
+        "-" if isnan(pair.low) else f"{shown(pair.low, m)} to {shown(pair.high, m)}",
         f"{pair.wins} / {pair.ties} / {pair.losses}",
         shown(row.p_holm),
         better(row),
@@ -233,7 +253,10 @@ def _cells(row: PairRow) -> list[str]:
 def _sentences(comparison: Comparison) -> list[str]:
     lines = [
         f"{len(comparison.cases)} cases that every model was scored on. An improvement above 0 means that the second "
-        "model is better; for errors and distances it is how much smaller they are."
+        "model is better; for errors and distances it is how much smaller they are. Wins are the second model's.",
+        "The line of all classes compares the cases' means over their classes. A model is called better where "
+        f"Wilcoxon's test, corrected by Holm over the classes of a metric, gives p < {ALPHA}; with few cases no "
+        "difference is large enough for that, so look at the intervals too.",
     ]
     for model, names in comparison.left_out.items():
         if names:
