@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from scipy.spatial import KDTree
 
 from tests.phantoms import GRIDS, grid, stored_as
 from tests.workflow.conftest import BandNetwork, phantom_hu
 from viscera.io.volume import Volume
-from viscera.report.findings import COLUMNS, Crop, Finding, findings_csv, measure, write_findings
+from viscera.report.findings import COLUMNS, Crop, Finding, _longest, findings_csv, measure, write_findings
 from viscera.shapes import Box
 from viscera.taxonomy import taxonomy
 from viscera.workflow.scan import segment_scan
@@ -266,6 +267,41 @@ def test_an_organ_that_was_not_found_is_no_host():
     assert host(crop((5, 5, 5))) is None
     assert host(crop((5, 5, 5)), left_kidney=empty) is None
     assert host(crop((5, 5, 5)), left_kidney=empty, right_kidney=crop((19, 19, 19))) == "right_kidney"
+
+
+# --- noise -----------------------------------------------------------------------------------------------------------
+
+
+def test_thousands_of_specks_are_told_apart_without_looking_at_an_organ_for_each(monkeypatch):
+    """What a network with random weights gives. Counted are the searches and the voxels that they are made of."""
+    made, real = [], KDTree
+    monkeypatch.setattr("viscera.report.findings.KDTree", lambda points: made.append(len(points)) or real(points))
+    specks = np.zeros((40, 40, 40), bool)
+    specks[::3, ::3, ::3] = True
+    left, right = block((0, 0, 0), (8, 40, 40)), block((35, 0, 0), (40, 40, 40))
+    found = measured(
+        Crop(Box.whole(specks.shape), specks),
+        "kidney_tumor",
+        hu=np.zeros(specks.shape),
+        hosts={"left_kidney": left, "right_kidney": right},
+    )
+    assert found.components == len(found.lesions) == 14**3
+    assert len(made) == 2 and sum(made) < left.mask.sum() + right.mask.sum()
+    hosts = [(lesion.centre_mm[0], lesion.host) for lesion in found.lesions]
+    assert all(host == ("left_kidney" if x <= 21 else "right_kidney") for x, host in hosts)
+
+
+def test_a_lesion_as_large_as_the_scan_is_measured_by_the_ends_of_its_rows(monkeypatch):
+    """A sponge of 32 thousand voxels in one piece, of which 3200 may be ends of a diameter."""
+    seen, real = [], _longest
+    monkeypatch.setattr("viscera.report.findings._longest", lambda points: seen.append(len(points)) or real(points))
+    sponge = np.random.default_rng(0).random((40, 40, 40)) < 0.5
+    sponge[0, 0, 0] = sponge[-1, -1, -1] = True
+    found = measured(Crop(Box.whole(sponge.shape), sponge), "liver_tumor", hu=np.zeros(sponge.shape))
+    assert max(seen) <= 2 * 40 * 40
+    largest = found.lesions[0]
+    assert largest.volume_ml * 1000 > 30_000
+    assert largest.longest_diameter_mm == pytest.approx(39 * math.sqrt(3) + 1)
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

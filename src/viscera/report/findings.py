@@ -15,7 +15,7 @@ import numpy.typing as npt
 from scipy import ndimage
 from scipy.spatial import ConvexHull, KDTree, QhullError, distance
 
-from viscera.components import components
+from viscera.components import Components, components
 from viscera.io.atomic import whole_file
 from viscera.masks import BoolArray
 from viscera.report.as_json import write_json
@@ -108,12 +108,12 @@ def measure(
     found = components(mask)
     lesions: list[Lesion] = []
     if structure.is_lesion:
-        organs = _Hosts(hosts or {}, affine)
+        organs = _hosts(found, crop.box, hosts or {}, affine)
         for number, label in enumerate(found.by_size(), start=1):
             box = found.boxes[label - 1]
             one = Crop(box.shifted(crop.box.start), found.labels[box.slices] == label)
-            centre = found.centres[label - 1] + crop.box.start
-            lesions.append(_lesion(number, one, centre, hu, affine, voxel_ml, organs))
+            centre_mm = _place(found.centres[label - 1] + crop.box.start, affine)
+            lesions.append(_lesion(number, one, centre_mm, organs[label - 1], hu, affine))
     return Finding(
         **common,
         volume_ml=volume_ml,
@@ -151,27 +151,32 @@ def _place(voxel: npt.NDArray[np.float64], affine: Affine) -> tuple[float, float
 def _lesion(
     number: int,
     one: Crop,
-    centre: npt.NDArray[np.float64],
+    centre_mm: tuple[float, float, float],
+    host: str | None,
     hu: npt.NDArray[Any],
     affine: Affine,
-    voxel_ml: float,
-    hosts: _Hosts,
 ) -> Lesion:
-    # Distances are largest between voxels of the surface: a large lesion has few of them.
-    places = np.argwhere(one.mask & ~ndimage.binary_erosion(one.mask))
-    points = places @ affine[:3, :3].T
+    densities = hu[one.box.slices][one.mask]
+    places = _row_ends(one.mask)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    axial, width = _axial_diameters(places[:, 2], points, spacing)
+    axial, width = _axial_diameters(places, affine)
     return Lesion(
         number=number,
-        volume_ml=int(one.mask.sum()) * voxel_ml,
-        longest_diameter_mm=_longest(points) + float(spacing.min()),
+        volume_ml=len(densities) * abs(float(np.linalg.det(affine[:3, :3]))) / 1000,
+        longest_diameter_mm=_longest(places @ affine[:3, :3].T) + float(spacing.min()),
         axial_diameter_mm=axial,
         axial_width_mm=width,
-        centre_mm=_place(centre, affine),
-        host=hosts.of(one, centre),
-        mean_hu=float(hu[one.box.slices][one.mask].mean()),
+        centre_mm=centre_mm,
+        host=host,
+        mean_hu=float(densities.mean()),
     )
+
+
+def _row_ends(mask: BoolArray) -> npt.NDArray[np.intp]:
+    """The first and the last voxel of every row along the first axis [N, 3]: no other is an end of a diameter."""
+    y, z = np.nonzero(mask.any(axis=0))
+    first, last = mask.argmax(axis=0)[y, z], len(mask) - 1 - mask[::-1].argmax(axis=0)[y, z]
+    return np.concatenate([np.stack([first, y, z], axis=1), np.stack([last, y, z], axis=1)])
 
 
 def _longest(points: npt.NDArray[np.float64]) -> float:
@@ -196,21 +201,20 @@ def _corners(points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return points
 
 
-def _axial_diameters(
-    slices: npt.NDArray[np.intp], points: npt.NDArray[np.float64], spacing: npt.NDArray[np.float64]
-) -> tuple[float, float]:
+def _axial_diameters(places: npt.NDArray[np.intp], affine: Affine) -> tuple[float, float]:
     """Longest diameter within one axial slice, and the extent across it there; both plus one voxel, mm."""
-    best, best_slice = -1.0, None
-    for z in np.unique(slices):
-        flat = _in_plane(points[slices == z])
+    turn, _ = np.linalg.qr(affine[:3, :2])  # the slice's own plane: it may lie obliquely
+    points = places @ (turn.T @ affine[:3, :3]).T
+    best, best_slice = -1.0, points
+    for z in np.unique(places[:, 2]):
+        flat = points[places[:, 2] == z]
         length = _longest(flat)
         if length > best:
             best, best_slice = length, flat
-    assert best_slice is not None
-    corners = _corners(best_slice)
-    voxel = float(spacing[:2].min())
+    voxel = float(np.linalg.norm(affine[:3, :2], axis=0).min())
     if best == 0:
         return voxel, voxel
+    corners = _corners(best_slice)
     apart = distance.squareform(distance.pdist(corners))
     a, b = np.unravel_index(int(apart.argmax()), apart.shape)
     along = (corners[b] - corners[a]) / best
@@ -218,50 +222,38 @@ def _axial_diameters(
     return best + voxel, float(across.max() - across.min()) + voxel
 
 
-def _in_plane(points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Points of one slice [N, 3] in coordinates of their own plane [N, 2] (the slice may lie obliquely)."""
-    centred = points - points.mean(0)
-    _, _, turn = np.linalg.svd(centred, full_matrices=False)
-    flat: npt.NDArray[np.float64] = np.zeros((len(points), 2))
-    plane = centred @ turn.T
-    flat[:, : min(2, plane.shape[1])] = plane[:, :2]
-    return flat
+def _hosts(found: Components, box: Box, organs: Mapping[str, Crop], affine: Affine) -> list[str | None]:
+    """For each component in `box` the organ that shares most voxels with it, or else the one nearest to its centre.
+
+    All are answered at once: noise has thousands of components.
+    """
+    organs = {key: organ for key, organ in organs.items() if organ.mask.any()}
+    if not organs:
+        return [None] * len(found)
+    keys = list(organs)
+    shared = np.stack([_overlaps(found, box, organ) for organ in organs.values()])
+    best = shared.argmax(axis=0)
+    alone = shared.max(axis=0) == 0
+    if alone.any() and len(organs) > 1:
+        centres_mm = (found.centres[alone] + box.start) @ affine[:3, :3].T
+        away = [_surface(organ, affine).query(centres_mm)[0] for organ in organs.values()]
+        best[alone] = np.argmin(away, axis=0)
+    return [keys[i] for i in best]
 
 
-class _Hosts:
-    """The organs that the lesions of a class may lie in, asked for one lesion after the other."""
-
-    def __init__(self, organs: Mapping[str, Crop], affine: Affine) -> None:
-        self._organs = {key: organ for key, organ in organs.items() if organ.mask.any()}
-        self._affine = affine
-        self._trees: dict[str, KDTree] = {}
-
-    def of(self, one: Crop, centre: npt.NDArray[np.float64]) -> str | None:
-        """The organ that shares most voxels with the lesion `one`; with none shared, the one nearest to its centre."""
-        if not self._organs:
-            return None
-        shared = {key: _overlap(one, organ) for key, organ in self._organs.items()}
-        best = max(shared, key=lambda key: shared[key])
-        if shared[best] > 0 or len(shared) == 1:
-            return best
-        place = _place(centre, self._affine)
-        return min(shared, key=lambda key: float(self._tree(key).query(place)[0]))
-
-    def _tree(self, key: str) -> KDTree:
-        """The organ's surface as a search tree, made at the first question: there may be many small lesions."""
-        if key not in self._trees:
-            organ = self._organs[key]
-            places = np.argwhere(organ.mask & ~ndimage.binary_erosion(organ.mask)) + organ.box.start
-            self._trees[key] = KDTree(places @ self._affine[:3, :3].T + self._affine[:3, 3])
-        return self._trees[key]
+def _overlaps(found: Components, box: Box, organ: Crop) -> npt.NDArray[np.int64]:
+    """How many voxels of each component lie in the organ."""
+    both = box.shared_with(organ.box)
+    if both.is_empty:
+        return np.zeros(len(found), np.int64)
+    labels = found.labels[both.seen_from(box.start).slices][organ.mask[both.seen_from(organ.box.start).slices]]
+    return np.bincount(labels, minlength=len(found) + 1)[1:]
 
 
-def _overlap(a: Crop, b: Crop) -> int:
-    shared = a.box.shared_with(b.box)
-    if shared.is_empty:
-        return 0
-    in_a, in_b = (crop.mask[shared.seen_from(crop.box.start).slices] for crop in (a, b))
-    return int((in_a & in_b).sum())
+def _surface(organ: Crop, affine: Affine) -> KDTree:
+    """The organ's outer voxels as a search tree, mm from the scan's first voxel."""
+    places = np.argwhere(organ.mask & ~ndimage.binary_erosion(organ.mask)) + organ.box.start
+    return KDTree(places @ affine[:3, :3].T)
 
 
 def write_findings(findings: Sequence[Finding], folder: Path, flags: Sequence[Flag] = ()) -> None:
