@@ -171,7 +171,7 @@ def _rows(runs: Sequence[Evaluation], classes: Sequence[str], metrics: Sequence[
 
 def _overall_rows(runs: Sequence[Evaluation], classes: Sequence[str], metrics: Sequence[str]) -> Iterator[PairRow]:
     for (first, second), name in ((pair, name) for pair in combinations(runs, 2) for name in metrics):
-        costs = [_case_means(run, classes, name) for run in (first, second)]
+        costs = _case_means(first, classes, name), _case_means(second, classes, name)
         pair = compare_paired(*costs)
         means = [METRICS[name].best - summarise(of_run).mean for of_run in costs]
         yield PairRow(
