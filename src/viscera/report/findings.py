@@ -236,8 +236,8 @@ def _hosts(found: Components, box: Box, organs: Mapping[str, Crop], affine: Affi
     alone = shared.max(axis=0) == 0
     if alone.any() and len(organs) > 1:
         centres_mm = (found.centres[alone] + box.start) @ affine[:3, :3].T
-        away = [_surface(organ, affine).query(centres_mm)[0] for organ in organs.values()]
-        best[alone] = np.argmin(away, axis=0)
+        away_mm = np.stack([_surface(organ, affine).query(centres_mm)[0] for organ in organs.values()])
+        best[alone] = away_mm.argmin(axis=0)
     return [keys[i] for i in best]
 
 
