@@ -17,7 +17,7 @@ from viscera.io.write import write_probabilities
 from viscera.metrics.detection import FROC_THRESHOLDS
 from viscera.report import page
 from viscera.report.as_json import plain
-from viscera.report.evaluation.cases import Case, Places, find_cases
+from viscera.report.evaluation.cases import Case, Places, find_cases, listed_cases
 from viscera.report.evaluation.evaluate import Evaluation, EvaluationSettings, evaluate
 from viscera.report.evaluation.report import picture_of, worst, write_evaluation
 from viscera.report.evaluation.store import json_text, read_evaluation
@@ -247,6 +247,16 @@ def test_froc_of_what_segment_wrote(tmp_path: Path) -> None:
     (row,) = detection_rows(run(tmp_path))
     curve = {point.threshold: (point.sensitivity, point.false_per_case) for point in row.froc}
     assert (curve[0.05], curve[0.7], curve[0.8]) == ((1, 0), (1, 0), (0, 0))
+
+
+def test_the_channel_of_nnunet_is_no_part_of_a_name_but_a_number_is(tmp_path: Path) -> None:
+    for name in ("a_0000", "b_0000"):
+        save(scene(), tmp_path / "p" / f"{name}.nii.gz")
+        save(scene(), tmp_path / "r" / f"{name.removesuffix('_0000')}.nii.gz")
+    assert [case.prediction for case in cases_in(tmp_path)] == [tmp_path / "p" / f"{n}_0000.nii.gz" for n in "ab"]
+    for name in ("case_0000", "case_0001"):
+        save(scene(), tmp_path / "q" / f"{name}.nii.gz")
+    assert list(listed_cases(tmp_path / "q")) == ["case_0000", "case_0001"]
 
 
 def test_what_cannot_be_evaluated_is_refused(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from viscera.report.evaluation.labels import IMAGE_SUFFIXES, canonical, image_na
 _MASK_FOLDERS = ("masks", "segmentations")
 _PROBABILITY_FOLDER = "probabilities"
 _MAP_NAMES = ("segmentation", "labels", "label", "seg")
+_CHANNEL = "_0000"
 _COLUMNS = ("case", "prediction", "reference", "image", "probabilities", "set", "annotated")
 
 
@@ -89,15 +90,19 @@ def find_cases(places: Places, table: Path | None = None) -> list[Case]:
 
 
 def listed_cases(folder: Path) -> dict[str, Path]:
-    """The cases in `folder`: name -> label map or folder of masks."""
+    """The cases in `folder`: name -> label map or folder of masks. nnU-Net's channel (_0000) is no part of a name."""
+    cases = {
+        path: case
+        for path in sorted(folder.iterdir())
+        if (case := path if is_image(path) else _case_in(path)) is not None
+    }
+    has_channels = all(image_name(path).endswith(_CHANNEL) for path in cases)  # not if case_0000 is the first of many
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        case = path if is_image(path) else _case_in(path) if path.is_dir() else None
-        if case is not None:
-            name = image_name(path).removesuffix("_0000")  # nnU-Net's first channel
-            if name in found:
-                raise InputError(f"{found[name]} and {case} are both the case {name!r}. Keep one of them there.")
-            found[name] = case
+    for path, case in cases.items():
+        name = image_name(path).removesuffix(_CHANNEL if has_channels else "")
+        if name in found:
+            raise InputError(f"{found[name]} and {case} are both the case {name!r}. Keep one of them there.")
+        found[name] = case
     return found
 
 
