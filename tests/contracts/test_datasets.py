@@ -27,7 +27,9 @@ def test_a_table_says_where_the_set_comes_from(key):
         assert all(group.annotated for group in table.groups)
     for group in table.groups:
         assert len({source.value for source in group.sources}) == len(group.sources)
-        assert not set(group.free_of) & set(group.annotated), "drawn lesions need no free_of"
+        drawn = {key for source in group.sources for key in source.classes}
+        assert not set(group.free_of) & drawn, "drawn lesions need no free_of"
+        assert set(group.free_of) <= set(group.annotated), "absent lesions are true negatives"
         assert all(taxonomy()[lesion].is_lesion for lesion in group.free_of)
 
 

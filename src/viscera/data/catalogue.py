@@ -85,7 +85,7 @@ class Group:
     label: str
     sources: tuple[Source, ...]
     not_annotated: tuple[str, ...] = ()  # drawn in part, or not as this project means the class
-    free_of: tuple[str, ...] = ()  # lesions that these patients do not have, by selection
+    free_of: tuple[str, ...] = ()  # lesions that these patients do not have, by selection: true negatives
     per_case: bool = False
     always: tuple[str, ...] = ()
     example: str = "0001"
@@ -102,10 +102,10 @@ class Group:
 
     @property
     def annotated(self) -> tuple[str, ...]:
-        """Keys of the classes whose every voxel is drawn here, in id order."""
+        """Keys of the classes whose every voxel is drawn here, in id order; lesions that nobody here has among them."""
         drawn = {key for source in self.sources for key in source.classes}
         undecided = {key for union in self.unions for key in union}
-        return _ordered(drawn - undecided - set(self.not_annotated))
+        return _ordered((drawn | set(self.free_of)) - undecided - set(self.not_annotated))
 
     @property
     def value_of(self) -> Mapping[str, Source]:

@@ -56,7 +56,7 @@ class Case:
         """Keys of the classes that are annotated in this very scan, in id order."""
         if not self.group.per_case:
             return self.group.annotated
-        drawn = set(self.group.always)
+        drawn = {*self.group.always, *self.group.free_of}
         for source in self.group.sources:
             if any(matches(source.value, name) for name in self.labels):
                 # A lesion's mask is a part of its organ, not all of it.

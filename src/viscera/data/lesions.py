@@ -1,7 +1,7 @@
 """Synthetic lesions, grown into healthy organs of a patch: shape, texture, edge, rim, necrosis and mass effect.
 
 What a kind of lesion looks like stands, with its sources, in `knowledge/lesions.toml`. A lesion is grown only where
-its class may be taught: in a scan whose set draws it, or whose patients are free of it (`free_of` in the set's
+its class is taught: in a scan whose set draws it, or whose patients are free of it (`free_of` in the set's
 table), unless `anywhere` is set; a scan with tumours that nobody drew would teach that they are none.
 """
 
@@ -131,7 +131,7 @@ def draw_lesion(settings: LesionSettings, case: CachedCase, rng: np.random.Gener
     kinds = [
         lesion_kinds()[key]
         for key in settings.kinds
-        if (settings.anywhere or key in case.annotated or key in case.free_of)
+        if (settings.anywhere or key in case.annotated)
         and any(host in case.annotated for host in host_organs(key))
     ]
     if not wanted or not kinds:

@@ -114,7 +114,7 @@ def body_around(
 
 def _hull(mask: BoolArray) -> BoolArray:
     """Slice by slice the convex hull of what is drawn, smoothed along z, so that a body has no steps."""
-    from scipy.spatial import ConvexHull, Delaunay, QhullError
+    from scipy.spatial import ConvexHull, QhullError
 
     out = np.zeros(mask.shape, bool)
     reach = max(1, mask.shape[2] // 20)
@@ -123,10 +123,11 @@ def _hull(mask: BoolArray) -> BoolArray:
         if len(points) < 4:
             continue
         try:
-            corners = points[ConvexHull(points).vertices]
+            faces = ConvexHull(points).equations  # outward normal and offset of each edge
         except QhullError:  # all in one line
             continue
-        low, high = corners.min(0), corners.max(0) + 1
-        grid = np.stack(np.meshgrid(*(np.arange(a, b) for a, b in zip(low, high, strict=True)), indexing="ij"), -1)
-        out[low[0] : high[0], low[1] : high[1], z] = Delaunay(corners).find_simplex(grid) >= 0
+        low, high = points.min(0), points.max(0) + 1
+        x, y = (np.arange(a, b) for a, b in zip(low, high, strict=True))
+        beyond = [nx * x[:, None] + ny * y + offset for nx, ny, offset in faces]
+        out[low[0] : high[0], low[1] : high[1], z] = np.max(beyond, axis=0) < 1e-6
     return out
