@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from viscera.errors import CheckpointError, OutputError
+from viscera.errors import CheckpointError, OutputError, TextBankError
 from viscera.model import checkpoint
 from viscera.model.build import build
 from viscera.model.checkpoint import (
@@ -182,15 +182,36 @@ def test_half_precision_takes_half_the_room_and_loads_as_float32(model, path, tm
     assert model_sha256(load_checkpoint(small)) == model_sha256(load_checkpoint(small)) != model_sha256(model)
 
 
-def test_half_precision_leaves_the_text_bank_verifiable(model, tmp_path):
-    """Rounded to float16 the vectors would differ from their record by more than it allows."""
+@pytest.fixture
+def told(model):
+    """The light model with a text bank that says where its vectors came from."""
     bank = make([taxonomy()[key] for key in model.config.classes], FakeEncoder(), prompt("v3"), Finish(centre=True))
     config = replace(model.config, text_dim=bank.length, text_bank=bank.provenance())
     with torch.random.fork_rng(devices=[]):
-        told = build(config, torch.from_numpy(bank.vectors.copy()))
-    again = load_checkpoint(save_checkpoint(told, tmp_path / "half.safetensors", half=True))
+        return build(config, torch.from_numpy(bank.vectors.copy()))
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_checkpoint_carries_its_text_bank(told, tmp_path, half):
+    """Rounded to float16 the vectors would differ from their record by more than it allows."""
+    again = load_checkpoint(save_checkpoint(told, tmp_path / "told.safetensors", half=half))
     kept = Bank.from_checkpoint_metadata(again.config.text_bank, again.organ_embedding.numpy())
-    assert kept.sha256 == bank.sha256
+    assert kept.sha256 == told.config.text_bank["sha256"]
+
+
+def test_text_vectors_that_are_not_the_banks_are_refused(told, tmp_path):
+    path = save_checkpoint(told, tmp_path / "told.safetensors")
+    with pytest.raises(
+        TextBankError, match=r"told\.safetensors: The label vectors .* are not those their record gives"
+    ):
+        load_checkpoint(rewritten(path, lambda state: state[TEXT_VECTORS].mul_(1.01)))
+
+
+def test_a_bank_of_other_classes_is_refused_with_the_difference(told, tmp_path):
+    path = save_checkpoint(told, tmp_path / "told.safetensors")
+    config = {**json.loads(read_config(path).to_json()), "classes": ["spleen", "liver", "right_kidney"]}
+    with pytest.raises(TextBankError, match="class order: at place 2 the bank has right_kidney, the model liver"):
+        load_checkpoint(rewritten(path, config=json.dumps(config)))
 
 
 def test_numbers_beyond_half_precision_are_refused(model, tmp_path):

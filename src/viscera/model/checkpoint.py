@@ -11,11 +11,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from viscera.errors import CheckpointError, OutputError
+from viscera.errors import CheckpointError, OutputError, TextBankError
 from viscera.io.atomic import whole_file
 from viscera.model.build import build
 from viscera.model.config import ModelConfig
 from viscera.model.universal import UniversalModel
+from viscera.text.bank import Bank, check_fits
 
 FORMAT = "viscera checkpoint 1"  # the metadata entry "format"; another number is another layout
 SUFFIX = ".safetensors"
@@ -80,12 +81,20 @@ def read_config(path: str | os.PathLike[str]) -> ModelConfig:
 def load_checkpoint(path: str | os.PathLike[str]) -> UniversalModel:
     """The model in a checkpoint, in evaluation mode, float32.
 
-    Raises CheckpointError if the file is damaged or foreign, or if a key is missing, too many or of another shape.
+    Raises CheckpointError if the file is damaged or foreign, or if a key is missing, too many or of another shape;
+    TextBankError if its text vectors are not those of the bank it carries, or the bank is of other classes.
     """
     config = read_config(path)
     with safe_open(path, "pt") as file:
         state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    return model_from_state(config, state, str(path))
+    model = model_from_state(config, state, str(path))
+    if "sha256" in config.text_bank:  # a released checkpoint only tells of its encoder
+        try:
+            bank = Bank.from_checkpoint_metadata(config.text_bank, model.organ_embedding.numpy())
+            check_fits(bank, {"classes": config.classes})
+        except TextBankError as error:
+            raise TextBankError(f"{path}: {error}") from error
+    return model
 
 
 def model_from_state(config: ModelConfig, state: dict[str, torch.Tensor], where: str) -> UniversalModel:
