@@ -14,24 +14,26 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import InitProcessGroupKwargs, gather_object
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from viscera.data.assemble import Batch
 from viscera.data.loader import PatchSource, patch_loader
-from viscera.errors import TrainingError
+from viscera.errors import SettingError, TrainingError
 from viscera.model.checkpoint import save_checkpoint
-from viscera.model.precision import computing_in
+from viscera.model.precision import computing_in, resolved_precision
 from viscera.model.universal import UniversalModel
 from viscera.train.loss import MaskedLoss, masked_loss
 from viscera.train.recipe import LoopSettings, Recipe
@@ -145,10 +147,15 @@ class _Run:
         listener: Listener,
         device: str,
     ) -> None:
-        self.engine = Accelerator(cpu=device == "cpu", mixed_precision="no")
+        # The other processes wait while the first segments whole scans: longer than the ten minutes they would.
+        patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
+        self.engine = Accelerator(cpu=device == "cpu", mixed_precision="no", kwargs_handlers=[patience])
         self.recipe, self.loop, self.folder, self.data = recipe, recipe.loop, folder, data
         self.source, self.validate, self.listener = source, validate, listener
         self.model = ready_to_train(model.to(self.engine.device), recipe)
+        if self.engine.num_processes > 1:
+            # Of 1 x 1 x 1 kernels, whose layouts differ in name only.
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         if self.engine.num_processes > 1 and self.engine.device.type == "cuda":
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # type: ignore[no-untyped-call]
         self.optimizer = torch.optim.AdamW(_groups(self.model, recipe.schedule.weight_decay), lr=0.0)
@@ -228,7 +235,7 @@ class _Run:
                 self.engine.backward(loss.total * self.engine.num_processes)
             own += float(loss.total.detach())
             self.since.note(part, columns, loss, self.source.sampler.classes)
-        length = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.loop.clip_norm))
+        length = _clip(self.model, self.loop.clip_norm)
         total, faults = self._sum(own, not (math.isfinite(own) and math.isfinite(length)))
         if faults:
             self._refuse(batch.cases, total, length)
@@ -342,13 +349,29 @@ class _Since:
 
 
 def ready_to_train(model: UniversalModel, recipe: Recipe) -> UniversalModel:
-    """The model in training mode, a frozen backbone fixed with its running statistics, laid out for speed."""
+    """The model in training mode, a frozen backbone fixed with its running statistics, laid out for speed.
+
+    Raises SettingError for patches too small for bf16.
+    """
+    _require_sound_gradients(model, recipe)
     model.train()
     if recipe.freeze_backbone:
         model.backbone.requires_grad_(False).eval()
     if _channels_last(model, recipe):
         model = model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     return model
+
+
+def _require_sound_gradients(model: UniversalModel, recipe: Recipe) -> None:
+    """On a CPU, torch 2.13 fills the weight gradients of bf16 convolutions over maps of two voxels with garbage."""
+    device, least = model.organ_embedding.device, 3 * model.backbone.multiple
+    sides = recipe.sampling.patch_voxels
+    if min(sides) < least and device.type == "cpu" and resolved_precision(recipe.loop.precision, device) == "bf16":
+        raise SettingError(
+            f"The patches are {' x '.join(map(str, sides))} voxels. With bf16 on a CPU this network needs at least "
+            f"{least} on every side: PyTorch's gradients are wrong for smaller ones. Take larger patches, or set "
+            'precision = "fp32" in [loop].'
+        )
 
 
 def _channels_last(model: UniversalModel, recipe: Recipe) -> bool:
@@ -379,6 +402,19 @@ def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
         {"params": [p for p in learned if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in learned if p.ndim <= 1], "weight_decay": 0.0},
     ]
+
+
+def _clip(model: nn.Module, longest: float) -> float:
+    """Shortens the gradient to `longest` and returns the length it had.
+
+    Summed in float64: DDP lays gradients out differently, and the order of a float32 sum would change the weights.
+    """
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    lengths = [torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in gradients]
+    length = float(torch.linalg.vector_norm(torch.stack(lengths)))
+    if length > longest:
+        torch._foreach_mul_(gradients, longest / length)
+    return length
 
 
 def _averaging(decay: float) -> Callable[..., None]:
