@@ -7,6 +7,7 @@ batch G over R processes consists of the draws s*G ... s*G + G - 1, of which pro
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -105,5 +106,7 @@ def _as_batch(patches: Sequence[Patch]) -> Batch:
 
 
 def _modest(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the training process, which ends this one
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
     os.nice(10)  # on a small machine the network's threads come first: they wait for each other
