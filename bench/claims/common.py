@@ -146,7 +146,8 @@ def write_json(claim: str, rows: Rows, options: argparse.Namespace, seconds: flo
         name: {column: asdict(s) | {"mean": s.mean, "sd": s.sd} for column, s in _spreads(row).items()}
         for name, row in rows.items()
     }
-    values = {"machine": machine(), "options": vars(options), "seconds": seconds, "table": table, **more}
+    asked = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
+    values = {"machine": machine(), "options": asked, "seconds": seconds, "table": table, **more}
     (OUT / f"{claim}.json").write_text(json.dumps(values, indent=2))
 
 
@@ -164,8 +165,14 @@ def gathered(per_seed: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str,
     return out
 
 
-def main_of(claim: str, description: str | None, body: Callable[[argparse.Namespace], bool], steps: int) -> int:
-    """Reads --seeds and --steps, runs the claim and says whether its bar is met.
+def main_of(
+    claim: str,
+    description: str | None,
+    body: Callable[[argparse.Namespace], bool],
+    steps: int,
+    arguments: Callable[[argparse.ArgumentParser], None] | None = None,
+) -> int:
+    """Reads --seeds and --steps, and what `arguments` adds; runs the claim and says whether its bar is met.
 
     One thread: patches this small do not gain from a second one, and it makes the numbers the same on every machine.
     """
@@ -173,6 +180,8 @@ def main_of(claim: str, description: str | None, body: Callable[[argparse.Namesp
     parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=steps, help="updates of every model")
+    if arguments is not None:
+        arguments(parser)
     met = body(parser.parse_args())
     print(f"{claim}: {'the bar is met' if met else 'THE BAR IS MISSED'}")
     return 0 if met else 1
