@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format bench docs clean
+.PHONY: help setup demo test test-slow lint format bench claims docs clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -42,6 +42,12 @@ format: $(READY) ## let ruff format the code
 
 bench: $(READY) ## run every benchmark; each prints its table and fails below its bar
 	@status=0; for script in bench/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script || status=1; done; exit $$status
+
+claims: $(READY) ## run the claims of the method on phantoms: trainings, half an hour
+	@status=0; for script in bench/claims/[a-z]*.py; do \
+		[ $$script = bench/claims/common.py ] && continue; \
+		echo "== $$script"; $(BIN)/python $$script || status=1; \
+	done; exit $$status
 
 docs: $(READY) ## regenerate docs/reference from the program and its tables
 	$(BIN)/python -m viscera.cli.reference docs/reference

@@ -22,6 +22,7 @@ from viscera.data.sampling import PatchSampler
 from viscera.errors import InputError, SettingError
 from viscera.infer.predict import InferenceSettings, predict
 from viscera.infer.prepare import Prepared, windowed
+from viscera.masks import MaskSet
 from viscera.model.config import ModelConfig
 from viscera.model.universal import UniversalModel
 from viscera.shapes import Box
@@ -180,15 +181,22 @@ def scan_dice(model: UniversalModel, case: CachedCase, settings: InferenceSettin
         for row, key in enumerate(classes)
         if table.annotated[row] and any(n and table.rows[row, code] for code, n in enumerate(case.voxels))
     ]
-    image = windowed(case.image().astype(np.float32), model.config.preprocessing.window_hu)[None]
-    prepared = Prepared(image[0], Box.whole(case.shape), case.shape, case.spacing_mm, case.shape, case.spacing_mm)
-    masks = predict(model, prepared, [key for _, key in drawn], settings)
+    masks = scan_masks(model, case, [key for _, key in drawn], settings)
     codes = case.codes()
     out = {}
     for row, key in drawn:
         truth, predicted = table.rows[row].numpy()[codes], masks.whole(key)
         out[key] = 2 * int((truth & predicted).sum()) / (int(truth.sum()) + int(predicted.sum()))
     return out
+
+
+def scan_masks(
+    model: UniversalModel, case: CachedCase, classes: Sequence[str], settings: InferenceSettings | None = None
+) -> MaskSet:
+    """Segments a cached scan as `viscera segment` does, on the network's grid and before any rule."""
+    image = windowed(case.image().astype(np.float32), model.config.preprocessing.window_hu)
+    prepared = Prepared(image, Box.whole(case.shape), case.shape, case.spacing_mm, case.shape, case.spacing_mm)
+    return predict(model, prepared, classes, settings)
 
 
 def _classes(recipe: Recipe, cases: Sequence[Case]) -> tuple[str, ...]:
