@@ -114,6 +114,14 @@ def test_a_sample_does_not_depend_on_its_batch_mates(case):
         assert (together[1:] - alone).abs().max() > 1e-2 * alone.std()  # the other one is another result
 
 
+def test_the_fused_backbone_gives_the_same_maps(case):
+    backbone = case.model.backbone
+    with torch.inference_mode():
+        expected, found = backbone(case.images[:1]), backbone.fused().eval()(case.images[:1])
+    for plain, fused in zip(expected, found, strict=True):
+        assert (fused - plain).abs().max() <= 1e-3 * plain.std()
+
+
 def test_the_logits_of_some_classes_are_those_rows_of_all(case):
     features, embedding = case.alone
     with torch.inference_mode():

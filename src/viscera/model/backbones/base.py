@@ -40,6 +40,11 @@ class Backbone(nn.Module, ABC):
         A sample's maps do not depend on the others in its batch when the backbone is in evaluation mode.
         """
 
+    def fused(self) -> Backbone:
+        """The same maps for evaluation alone, from less computing where two layers can be made one; shares the
+        weights that stay. The backbone itself where nothing can be joined."""
+        return self
+
     def check_size(self, image: torch.Tensor) -> None:
         """Raises SettingError, naming the size to pad to, if the image's sides do not fit."""
         sides = image.shape[2:]

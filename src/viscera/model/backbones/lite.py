@@ -12,8 +12,10 @@ from itertools import pairwise
 
 import torch
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from viscera.model.backbones.base import Backbone
+from viscera.model.backbones.blocks import UpJoinConv
 
 
 def _double(channels_in: int, channels_out: int, stride: int = 1) -> nn.Sequential:
@@ -25,6 +27,32 @@ def _double(channels_in: int, channels_out: int, stride: int = 1) -> nn.Sequenti
         nn.BatchNorm3d(channels_out),
         nn.ReLU(inplace=True),
     )
+
+
+def _folded(double: nn.Module) -> nn.Sequential:
+    """A double convolution in evaluation mode whose norms are folded into its convolutions."""
+    first, norm1, relu, second, norm2, _ = double.children()
+    return nn.Sequential(_one(first, norm1), relu, _one(second, norm2), relu)
+
+
+def _one(conv: nn.Module, norm: nn.Module) -> nn.Conv3d:
+    assert isinstance(conv, nn.Conv3d) and isinstance(norm, nn.BatchNorm3d)
+    return fuse_conv_bn_eval(conv, norm)
+
+
+class FusedJoin(nn.Module):
+    """Up-sampling and the double convolution after it, for evaluation."""
+
+    def __init__(self, up: nn.Module, double: nn.Module) -> None:
+        super().__init__()
+        first, *others = _folded(double)
+        assert isinstance(up, nn.ConvTranspose3d) and isinstance(first, nn.Conv3d)
+        self.join = UpJoinConv(up, first)
+        self.rest = nn.Sequential(*others)
+
+    def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.rest(self.join(x, skip))
+        return out
 
 
 class Lite(Backbone):
@@ -48,6 +76,31 @@ class Lite(Backbone):
         bottleneck = x = maps.pop()
         for up, join in zip(self.up, self.join, strict=True):
             x = join(torch.cat([up(x), maps.pop()], 1))
+        return bottleneck, x
+
+    def fused(self) -> Backbone:
+        return FusedLite(self)
+
+
+class FusedLite(Backbone):
+    """The same network for evaluation: norms folded into convolutions, up-sampling into the convolution after it."""
+
+    def __init__(self, lite: Lite) -> None:
+        super().__init__()
+        self.feature_channels, self.bottleneck_channels = lite.feature_channels, lite.bottleneck_channels
+        self.multiple = self.minimum_voxels = lite.multiple
+        self.stem = _folded(lite.stem)
+        self.down = nn.ModuleList(map(_folded, lite.down))
+        self.join = nn.ModuleList(FusedJoin(up, join) for up, join in zip(lite.up, lite.join, strict=True))
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self.check_size(image)
+        maps = [self.stem(image)]
+        for down in self.down:
+            maps.append(down(maps[-1]))
+        bottleneck = x = maps.pop()
+        for join in self.join:
+            x = join(x, maps.pop())
         return bottleneck, x
 
 

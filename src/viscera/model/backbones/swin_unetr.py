@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import torch
+from monai.networks.blocks import UnetrUpBlock
 from monai.networks.nets import SwinUNETR
 from monai.networks.nets.swin_unetr import PatchMergingV2
+from torch import nn
 
 from viscera.model.backbones.base import Backbone
+from viscera.model.backbones.blocks import UpJoinConv, with_parts
 
 # Which of the eight voxels of a 2 x 2 x 2 cell the original merging joins, in order. It names two of them twice and
 # leaves two out, (1, 1, 0) and (0, 1, 1). The released weights were trained with it; MONAI's "merging" has moved on.
@@ -20,6 +23,21 @@ class OriginalMerging(PatchMergingV2):
         merged = torch.cat([x[:, i::2, j::2, k::2] for i, j, k in ORIGINAL_CELL], -1)
         out: torch.Tensor = self.reduction(self.norm(merged))
         return out
+
+
+class FusedUp(nn.Module):
+    """MONAI's up-sampling block for evaluation: up-sampling and the convolutions after it are one layer each."""
+
+    def __init__(self, block: UnetrUpBlock) -> None:
+        super().__init__()
+        self.residual = block.conv_block
+        self.join1 = UpJoinConv(block.transp_conv.conv, self.residual.conv1.conv)
+        self.join3 = UpJoinConv(block.transp_conv.conv, self.residual.conv3.conv)
+
+    def forward(self, coarse: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        block = self.residual
+        out: torch.Tensor = block.norm2(block.conv2(block.lrelu(block.norm1(self.join1(coarse, skip)))))
+        return block.lrelu(out + block.norm3(self.join3(coarse, skip)))
 
 
 class SwinUNETRBackbone(Backbone):
@@ -47,6 +65,10 @@ class SwinUNETRBackbone(Backbone):
         x = self.decoder4(self.decoder5(deepest, hidden[3]), skip3)
         x = self.decoder2(self.decoder3(x, skip2), skip1)
         return deepest, self.decoder1(x, self.encoder1(image))
+
+    def fused(self) -> Backbone:
+        blocks = {name: part for name, part in self.named_children() if isinstance(part, UnetrUpBlock)}
+        return with_parts(self, **{name: FusedUp(block) for name, block in blocks.items()})
 
 
 def build() -> Backbone:

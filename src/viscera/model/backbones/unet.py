@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from viscera.model.backbones.base import Backbone
-from viscera.model.backbones.blocks import SampleNorm, conv_of_two
+from viscera.model.backbones.blocks import SampleNorm, UpJoinConv, conv_of_two, with_parts
 
 
 class ConvNormReLU(nn.Module):
@@ -59,6 +59,24 @@ class Up(nn.Module):
         out: torch.Tensor = second(joined.forward_two(self.up_conv(x), skip))
         return out
 
+    def fused(self) -> FusedUp:
+        return FusedUp(self)
+
+
+class FusedUp(nn.Module):
+    """The same stage for evaluation: up-sampling and the convolution after it are one layer."""
+
+    def __init__(self, stage: Up) -> None:
+        super().__init__()
+        joined, self.second = stage.ops
+        assert isinstance(joined, ConvNormReLU)
+        self.join = UpJoinConv(stage.up_conv, joined.conv1)
+        self.norm = joined.bn1
+
+    def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.second(functional.relu_(self.norm(self.join(x, skip))))
+        return out
+
 
 class UNet(Backbone):
     """The paper's convolutional backbone; module names are those of the released checkpoint."""
@@ -86,6 +104,10 @@ class UNet(Backbone):
         bottleneck = self.down_tr512(functional.max_pool3d(quarter, 2))
         up = self.up_tr128(self.up_tr256(bottleneck, quarter), half)
         return bottleneck, self.up_tr64(up, full)
+
+    def fused(self) -> UNet:
+        ups = {name: part.fused() for name, part in self.named_children() if isinstance(part, Up)}
+        return with_parts(self, **ups)
 
 
 def build() -> Backbone:
