@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,6 +44,24 @@ def recipe(**changes) -> Recipe:
         **{k: {**TINY.get(k, {}), **v} if isinstance(v, dict) and k != "sets" else v for k, v in changes.items()},
     }
     return recipe_from(values, "tiny", "test")
+
+
+def as_toml(values, **loop) -> str:
+    """The tiny recipe as a file."""
+    values = {**values, "loop": {**values["loop"], **loop}}
+    lines = []
+
+    def table(name, rows):
+        plain = {key: value for key, value in rows.items() if not isinstance(value, dict)}
+        if name:
+            lines.append(f"[{name}]")
+        lines.extend(f"{key} = {json.dumps(value)}" for key, value in plain.items())
+        for key, value in rows.items():
+            if isinstance(value, dict):
+                table(f"{name}.{key}" if name else key, value)
+
+    table("", values)
+    return "\n".join(lines) + "\n"
 
 
 @pytest.fixture(scope="session")

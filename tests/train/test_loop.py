@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import signal
 import subprocess
@@ -13,14 +14,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tests.train.conftest import TINY, as_toml, recipe
 
+from viscera.data.loader import patch_loader
 from viscera.data.sampling import PatchSampler
 from viscera.errors import CheckpointError, SettingError, TrainingError
 from viscera.model.checkpoint import load_checkpoint
+from viscera.model.precision import has_fast_bf16
 from viscera.train.log import RunLog
-from viscera.train.loop import BEST, LAST, STATE, Listener, Report, step_loss
+from viscera.train.loop import BEST, LAST, STATE, Listener, Report, _clip, ready_to_train, step_loss
 from viscera.train.start import first_model
-from viscera.workflow.training import run
+from viscera.workflow.training import make_plan, run
 
 
 def weights(folder):
@@ -36,10 +40,6 @@ def assert_same(a, b):
 @pytest.fixture(scope="session")
 def undisturbed(sets, cache, tmp_path_factory):
     """The weights of the tiny recipe, trained in one go."""
-    from tests.train.conftest import recipe
-
-    from viscera.workflow.training import make_plan
-
     folder = tmp_path_factory.mktemp("whole")
     run(make_plan(replace(recipe(), sets=sets), cache), folder, device="cpu")
     return weights(folder)
@@ -111,8 +111,6 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(plan):
     )
     model = first_model(tiny.recipe, tiny.classes).train()
     source = tiny.source()
-    from viscera.data.loader import patch_loader
-
     batch = next(iter(patch_loader(source, batch_size=4, start_step=0, stop_step=1, workers=0)))
     gradients = []
     for size in (4, 1):
@@ -219,6 +217,53 @@ def test_the_log_has_every_step_once_after_a_crash(tmp_path):
     assert [row["step"] for row in rows] == ["2", "4", "6"]
 
 
+needs_bf16 = pytest.mark.skipif(not has_fast_bf16(torch.device("cpu")), reason="this processor computes no bfloat16")
+
+
+@needs_bf16
+def test_bf16_gradients_are_sound_for_every_patch_that_is_let_through(plan):
+    """torch 2.13 gives weight gradients of any size for maps of two voxels; three are the fewest that are allowed."""
+    bf16, least = dict(precision="bf16"), 3 * 4  # the tiny network halves twice
+    with pytest.raises(SettingError, match="at least 12 on every side"):
+        small = plan(loop=bf16, sampling=dict(patch_voxels=[16, 8, 16]))
+        ready_to_train(first_model(small.recipe, small.classes), small.recipe)
+    gradients = []
+    for precision in ("fp32", "bf16"):
+        tiny = plan(loop=dict(precision=precision), sampling=dict(patch_voxels=[least] * 3))
+        model = ready_to_train(first_model(tiny.recipe, tiny.classes), tiny.recipe)
+        batch = next(iter(patch_loader(tiny.source(), batch_size=2, start_step=0, stop_step=1, workers=0)))
+        for _ in range(3):  # garbage differs from call to call
+            model.zero_grad()
+            step_loss(model, model, batch, tiny.recipe)[1].total.backward()
+            gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    exact = gradients[0]
+    for gradient in gradients:
+        assert (gradient - exact).norm() < 0.1 * exact.norm()
+
+
+@pytest.mark.parametrize("model", ["lite", "segresnet"])
+def test_a_frozen_backbone_can_be_learned_on_by_every_kind_of_network(plan, model):
+    """torch 2.13 ends the process in the backward pass of a group norm over channels-last maps without a gradient."""
+    settings = {"backbone_settings": {}, "preprocessing": {"spacing_mm": [10.0] * 3}}
+    tiny = plan(model=model, model_settings=settings, freeze_backbone=True, sampling=dict(patch_voxels=[32] * 3))
+    ready = ready_to_train(first_model(tiny.recipe, tiny.classes), tiny.recipe)
+    batch = next(iter(patch_loader(tiny.source(), batch_size=1, start_step=0, stop_step=1, workers=0)))
+    step_loss(ready, ready, batch, tiny.recipe)[1].total.backward()
+    assert ready.controller.weight.grad.any()
+    assert all(p.grad is None for p in ready.backbone.parameters())
+
+
+def test_the_gradient_is_shortened_whatever_its_layout():
+    """3-4-12: length 13, shortened to 1; as PyTorch does it."""
+    model = torch.nn.Linear(2, 1)
+    model.weight.grad, model.bias.grad = torch.tensor([[3.0, 4.0]]), torch.tensor([12.0])
+    assert _clip(model, 20.0) == 13.0 and model.bias.grad.item() == 12.0
+    assert _clip(model, 1.0) == 13.0
+    assert model.weight.grad.tolist()[0] == pytest.approx([3 / 13, 4 / 13])
+    model.bias.grad.fill_(float("nan"))
+    assert math.isnan(_clip(model, 1.0))
+
+
 def test_draws_do_not_depend_on_the_process(plan):
     source = plan().source()
     again = PatchSampler(source.sampler.cases, source.sampler.classes, source.sampler.settings, 0)
@@ -231,11 +276,7 @@ def test_killed_at_twenty_moments_it_ends_with_the_same_weights(sets, cache, tmp
     changed = plan(loop=dict(steps=40, save_every=1, batch_size=2), validation=dict(every=10, share=0.5))
     run(changed, tmp_path / "whole", device="cpu")
     recipe = tmp_path / "tiny.toml"
-    from tests.train.conftest import TINY
-
-    recipe.write_text(
-        _toml({**TINY, "name": "tiny", "validation": {"every": 10, "share": 0.5}}, steps=40, save_every=1)
-    )
+    recipe.write_text(as_toml({**TINY, "validation": {"every": 10, "share": 0.5}}, steps=40, save_every=1))
     command = [sys.executable, "-m", "viscera", "train", str(recipe), "--cache", str(cache), "--device", "cpu"]
     command += ["-o", str(tmp_path / "killed"), *(part for key in sets for part in ("--data", f"{key}={sets[key]}"))]
     rng, kills, begin = np.random.default_rng(0), 0, time.monotonic()
@@ -253,23 +294,3 @@ def test_killed_at_twenty_moments_it_ends_with_the_same_weights(sets, cache, tmp
         assert time.monotonic() - begin < 280
     assert subprocess.run(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL).returncode == 0
     assert_same(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
-
-
-def _toml(values, **loop) -> str:
-    """The tiny recipe as a file."""
-    import json
-
-    values = {**values, "loop": {**values["loop"], **loop}}
-    lines = []
-
-    def table(name, rows):
-        plain = {key: value for key, value in rows.items() if not isinstance(value, dict)}
-        if name:
-            lines.append(f"[{name}]")
-        lines.extend(f"{key} = {json.dumps(value)}" for key, value in plain.items())
-        for key, value in rows.items():
-            if isinstance(value, dict):
-                table(f"{name}.{key}" if name else key, value)
-
-    table("", values)
-    return "\n".join(lines) + "\n"
