@@ -135,4 +135,5 @@ def test_readers_by_hand() -> None:
     assert compare_with_readers([[0.9, 0.91]], [[0.8, 0.8]]).verdict == "below"
     assert compare_with_readers([[0.8, 0.8]], [[0.9, 0.91]]).verdict == "above"
     assert compare_with_readers([[nan]], [[0.9]]).verdict == "unknown"
+    assert compare_with_readers([[0.9]], [[0.8]]).verdict == "unknown"  # one case has no interval
     assert isnan(result.low) is False and isnan(compare_with_readers(inter, model).intra)

@@ -110,5 +110,8 @@ def test_shares() -> None:
     split = share_split(names, (0.7, 0.1, 0.2))
     assert [len(split[part]) for part in ("train", "val", "test")] == [7, 1, 2]
     assert sorted([*split["train"], *split["val"], *split["test"]]) == names
+    few = share_split(names[:8], (0.7, 0.1, 0.2))
+    assert [len(few[part]) for part in ("train", "val", "test")] == [5, 1, 2]  # 0.8 of a case is one case
+    assert [len(part) for part in share_split(names[:2], (0.5, 0.5, 0)).values()] == [1, 1, 0]
     with pytest.raises(SettingError, match="sum to 1"):
         share_split(names, (0.7, 0.1, 0.1))

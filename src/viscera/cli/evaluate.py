@@ -215,7 +215,7 @@ def agreement(
         )
         written = write_agreement(result, output, overwrite=overwrite)
     for key, r in result.readers.items():
-        console.print(f"{class_name(key)}: readers {r.inter:.3f}, model {r.model:.3f}: {r.verdict} ({r.n} cases)")
+        console.print(f"{class_name(key)}: readers {r.inter:.3f}, model {r.model:.3f}: {r.verdict} (n = {r.n})")
     console.print(f"Read {written[2]}; tables in {output}/: {', '.join(path.name for path in written)}")
 
 
@@ -365,7 +365,9 @@ def report(console: Console, evaluation: Evaluation) -> None:
         few = ", ".join(evaluation.not_compared[:8]) + (" ..." if len(evaluation.not_compared) > 8 else "")
         console.print(f"[yellow]Not scored, because no prediction tells them: {escape(few)}[/]")
     if evaluation.failures:
-        console.print(f"[red]{len(evaluation.failures)} cases could not be scored; the report says why.[/]")
+        failed = len(evaluation.failures)
+        total = failed + len(evaluation.cases)
+        console.print(f"[red]{failed} of {total} cases could not be scored; the report says why.[/]")
 
 
 def class_table(evaluation: Evaluation, wide: bool) -> Table:

@@ -62,8 +62,11 @@ class ReaderAgreement:
 
     @property
     def verdict(self) -> Literal["above", "within", "below", "unknown"]:
-        """`within` the readers' variance if the interval of the difference holds 0; else on that side of it."""
-        if np.isnan(self.difference):
+        """`within` the readers' variance if the interval of the difference holds 0; else on that side of it.
+
+        `unknown` without an interval: fewer than two cases.
+        """
+        if np.isnan(self.low):
             return "unknown"
         return "above" if self.low > 0 else "below" if self.high < 0 else "within"
 

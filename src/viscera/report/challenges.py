@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -149,14 +150,20 @@ def share_split(
 ) -> dict[str, list[str]]:
     """One split by shares of training, validation and test: {"train": [...], "val": [...], "test": [...]}.
 
+    A part with a share gets at least one case if there are three or more; the largest part gives it.
     Raises SettingError unless the shares are 0 or more and sum to 1.
     """
     if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
         raise SettingError(f"The shares {shares} must be 0 or more and sum to 1, such as 0.7,0.1,0.2.")
     order = _shuffled(names, seed)
-    first = round(shares[0] * len(order))
-    second = round((shares[0] + shares[1]) * len(order))
-    return {"train": sorted(order[:first]), "val": sorted(order[first:second]), "test": sorted(order[second:])}
+    ends = [round(sum(shares[: i + 1]) * len(order)) for i in range(3)]
+    counts = [end - start for start, end in zip((0, *ends), ends, strict=False)]
+    for part, share in enumerate(shares):
+        if share and not counts[part] and len(order) >= 3:
+            counts[counts.index(max(counts))] -= 1
+            counts[part] = 1
+    cases = iter(order)
+    return {part: sorted(islice(cases, count)) for part, count in zip(("train", "val", "test"), counts, strict=True)}
 
 
 def _shuffled(names: Sequence[str], seed: int) -> list[str]:

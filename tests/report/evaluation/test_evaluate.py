@@ -17,7 +17,7 @@ from viscera.io.write import write_probabilities
 from viscera.metrics.detection import FROC_THRESHOLDS
 from viscera.report import page
 from viscera.report.as_json import plain
-from viscera.report.evaluation.cases import Case, Places, find_cases, listed_cases
+from viscera.report.evaluation.cases import Case, Places, find_cases, listed_cases, listed_scans
 from viscera.report.evaluation.evaluate import Evaluation, EvaluationSettings, evaluate
 from viscera.report.evaluation.report import picture_of, worst, write_evaluation
 from viscera.report.evaluation.store import json_text, read_evaluation
@@ -247,6 +247,17 @@ def test_froc_of_what_segment_wrote(tmp_path: Path) -> None:
     (row,) = detection_rows(run(tmp_path))
     curve = {point.threshold: (point.sensitivity, point.false_per_case) for point in row.froc}
     assert (curve[0.05], curve[0.7], curve[0.8]) == ((1, 0), (1, 0), (0, 0))
+
+
+def test_the_scan_is_found_beside_its_labels(tmp_path: Path) -> None:
+    for name in ("ct", "labels"):
+        save(scene(), tmp_path / "i" / "a" / f"{name}.nii.gz")
+    save(scene(), tmp_path / "i" / "b" / "volume.nii.gz")
+    for name in ("one", "two"):
+        save(scene(), tmp_path / "i" / "c" / f"{name}.nii.gz")
+    save(scene(), tmp_path / "i" / "d.nii.gz")
+    found = {name: path.relative_to(tmp_path / "i").as_posix() for name, path in listed_scans(tmp_path / "i").items()}
+    assert found == {"a": "a/ct.nii.gz", "b": "b/volume.nii.gz", "d": "d.nii.gz"}
 
 
 def test_the_channel_of_nnunet_is_no_part_of_a_name_but_a_number_is(tmp_path: Path) -> None:

@@ -16,13 +16,14 @@ from typing import Literal
 
 from viscera.errors import SettingError
 from viscera.metrics.agreement import BlandAltman, ReaderAgreement, bland_altman, compare_with_readers
+from viscera.metrics.edge_cases import METRICS
 from viscera.metrics.statistics import Summary, summarise
 from viscera.report import page
 from viscera.report.evaluation import plots
 from viscera.report.evaluation.cases import Places, find_cases
 from viscera.report.evaluation.evaluate import Evaluation, EvaluationSettings, evaluate
 from viscera.report.evaluation.store import json_of, write_files
-from viscera.report.evaluation.summary import class_name, shown
+from viscera.report.evaluation.summary import class_name, shown, shown_summary, volume_pairs, volumes_ml
 from viscera.report.evaluation.tables import csv_text, markdown_table
 from viscera.report.page import Cell
 
@@ -130,7 +131,7 @@ def _rows(pair: PairOfReadings) -> Iterator[PairRow]:
             key=key,
             dice=summarise([s.dice for s in scores]),
             nsd=summarise([s.nsd for s in scores]),
-            volumes_ml=bland_altman([s.reference_ml for s in scores], [s.prediction_ml for s in scores]),
+            volumes_ml=bland_altman(*volumes_ml(pair.evaluation, key)),
         )
 
 
@@ -198,7 +199,8 @@ _PAIRS_HEADER = ("class", "first", "second", "pair", "n", "Dice", "NSD", "volume
 _EXPLANATION = (
     "Mean Dice of each kind of pair. The difference is the model's agreement with the readers less the readers' "
     "agreement with each other, case by case. A model is within the readers' variance if the interval of the "
-    "difference holds 0; with few cases the interval is wide, so look at n and at the difference itself."
+    "difference holds 0; with few cases the interval is wide, so look at n and at the difference itself. With a single "
+    "case there is no interval and no verdict."
 )
 
 
@@ -221,10 +223,10 @@ def _pair_cells(row: PairRow) -> list[str]:
         row.second,
         row.kind,
         str(row.dice.n),
-        f"{shown(row.dice.mean)} ± {shown(row.dice.sd)}",
-        f"{shown(row.nsd.mean)} ± {shown(row.nsd.sd)}",
-        "-" if isnan(v.bias) else f"{v.bias:.1f}",
-        "-" if isnan(v.bias) else f"{v.low:.1f} to {v.high:.1f}",
+        shown_summary(row.dice, METRICS["dice"]),
+        shown_summary(row.nsd, METRICS["nsd"]),
+        "-" if isnan(v.bias) else f"{v.bias:z.1f}",
+        "-" if isnan(v.bias) else f"{v.low:z.1f} to {v.high:z.1f}",
     ]
 
 
@@ -260,14 +262,9 @@ def agreement_page(agreement: Agreement) -> str:
         parts += [page.paragraph(_EXPLANATION), page.table(_READERS_HEADER, rows)]
     parts += [page.heading("Every pair"), page.table(_PAIRS_HEADER, [_pair_cells(row) for row in agreement.rows])]
     for pair in agreement.pairs:
-        volumes = {}
-        for key in pair.evaluation.classes:
-            scores = [case.scores[key] for case in pair.evaluation.cases if key in case.scores]
-            if len(scores) > 1:
-                volumes[class_name(key)] = ([s.reference_ml for s in scores], [s.prediction_ml for s in scores])
-        if volumes:
-            caption = f"Bland-Altman of the volumes: {pair.second} less {pair.first}."
-            parts.append(page.figure(plots.bland_altman_plot(volumes), caption))
+        if volumes := volume_pairs(pair.evaluation):
+            picture = plots.bland_altman_plot(volumes, difference=f"{pair.second} - {pair.first}")
+            parts.append(page.figure(picture, f"Bland-Altman of the volumes: {pair.second} less {pair.first}."))
     if failures := _failures(agreement):
         parts += [page.heading("Not compared"), page.items(failures)]
     return page.page("Agreement with readers", parts)

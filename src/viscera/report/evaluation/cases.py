@@ -9,7 +9,7 @@ the prediction, or as `CASE/liver_tumor.nii.gz` in a folder of their own.
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from viscera.report.evaluation.labels import IMAGE_SUFFIXES, canonical, image_na
 _MASK_FOLDERS = ("masks", "segmentations")
 _PROBABILITY_FOLDER = "probabilities"
 _MAP_NAMES = ("segmentation", "labels", "label", "seg")
+_SCAN_NAMES = ("ct", "image", "imaging", "scan")
 _CHANNEL = "_0000"
 _COLUMNS = ("case", "prediction", "reference", "image", "probabilities", "set", "annotated")
 
@@ -63,7 +64,8 @@ def find_cases(places: Places, table: Path | None = None) -> list[Case]:
         name = image_name(places.references)
         prediction = places.predictions
         maps = _maps_in(places.probabilities or prediction) or places.probabilities
-        return [Case(name, places.references, _case_in(prediction) or prediction, places.images, maps)]
+        image = places.images and (_scan_in(places.images) or places.images)
+        return [Case(name, places.references, _case_in(prediction) or prediction, image, maps)]
     references = listed_cases(places.references)
     if not references:
         raise InputError(
@@ -76,7 +78,7 @@ def find_cases(places: Places, table: Path | None = None) -> list[Case]:
             f"No prediction in {places.predictions} ({few[0]}) has the name of a reference in {places.references} "
             f"({few[1]}). Rename them, or name the pairs in a table with --cases."
         )
-    images = listed_cases(places.images) if places.images else {}
+    images = listed_scans(places.images) if places.images else {}
     probabilities = listed_maps(places)
     if places.probabilities is not None and not probabilities.keys() & references.keys():
         raise InputError(
@@ -91,10 +93,19 @@ def find_cases(places: Places, table: Path | None = None) -> list[Case]:
 
 def listed_cases(folder: Path) -> dict[str, Path]:
     """The cases in `folder`: name -> label map or folder of masks. nnU-Net's channel (_0000) is no part of a name."""
+    return _listed(folder, _case_in)
+
+
+def listed_scans(folder: Path) -> dict[str, Path]:
+    """The scans in `folder`: `CASE.nii.gz`, or `CASE/ct.nii.gz` (or image, imaging, scan; or the only image there)."""
+    return _listed(folder, _scan_in)
+
+
+def _listed(folder: Path, inside: Callable[[Path], Path | None]) -> dict[str, Path]:
     cases = {
         path: case
         for path in sorted(folder.iterdir())
-        if (case := path if is_image(path) else _case_in(path)) is not None
+        if (case := path if is_image(path) else inside(path)) is not None
     }
     has_channels = all(image_name(path).endswith(_CHANNEL) for path in cases)  # not if case_0000 is the first of many
     found: dict[str, Path] = {}
@@ -135,6 +146,13 @@ def _case_in(folder: Path) -> Path | None:
     return folder if images else None
 
 
+def _scan_in(folder: Path) -> Path | None:
+    """The scan in the folder of one case."""
+    images = mask_files(folder) if folder.is_dir() else []
+    named = [path for path in images if image_name(path) in _SCAN_NAMES]
+    return next(iter(named or images), None) if named or len(images) == 1 else None
+
+
 def _from_table(table: Path, places: Places) -> list[Case]:
     """The cases of a CSV table: column `case`, and any of prediction, reference, image, probabilities (paths beside the
     table, or names in their folders), set, annotated (classes separated by ; or ,). Other columns are sub-groups."""
@@ -152,7 +170,7 @@ def _from_table(table: Path, places: Places) -> list[Case]:
     listed = {
         "prediction": listed_cases(places.predictions) if places.predictions.is_dir() else {},
         "reference": listed_cases(places.references) if places.references.is_dir() else {},
-        "image": listed_cases(places.images) if places.images else {},
+        "image": listed_scans(places.images) if places.images else {},
         "probabilities": listed_maps(places),
     }
     cases = []

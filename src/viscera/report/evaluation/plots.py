@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, QUIET, FIRST, SECOND = "#1f2933", "#9aa5b1", "#0f766e", "#c2410c"  # text, grid, reference, prediction
+_LINES = (FIRST, SECOND, "#1d4ed8", "#7c3aed", "#a16207", "#be185d", "#334155")
 FIRST_ON_CT, SECOND_ON_CT = "#2dd4bf", "#ff8a3d"  # the same, seen on grey
 WINDOW_HU = (-160.0, 240.0)  # soft tissue
 _DPI = 120
@@ -109,8 +110,11 @@ def box_plot(values: Mapping[str, Sequence[float]], metric: Metric) -> bytes:
     return _png(figure)
 
 
-def bland_altman_plot(volumes_ml: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> bytes:
-    """Per class (label -> reference and predicted volumes): difference against mean, bias and limits of agreement."""
+def bland_altman_plot(
+    volumes_ml: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    difference: str = "prediction - reference",
+) -> bytes:
+    """Per class (label -> first and second volumes): difference against mean, bias and limits of agreement."""
     columns = min(4, len(volumes_ml))
     rows = ceil(len(volumes_ml) / columns)
     figure = _figure(_WIDTH, 0.4 + 2.0 * rows)
@@ -129,7 +133,7 @@ def bland_altman_plot(volumes_ml: Mapping[str, tuple[Sequence[float], Sequence[f
         axes.set_title(label, fontsize=8, color=INK)
         axes.tick_params(labelsize=6)
     figure.supxlabel("mean of both volumes (ml)", fontsize=8, color=INK)
-    figure.supylabel("prediction - reference (ml)", fontsize=8, color=INK)
+    figure.supylabel(f"{difference} (ml)", fontsize=8, color=INK)
     return _png(figure)
 
 
@@ -137,6 +141,7 @@ def froc_plot(curves: Mapping[str, Sequence[FrocPoint]]) -> bytes:
     """Sensitivity per lesion against false positives per case, one line per class."""
     figure = _figure(_WIDTH * 0.7, 3.4)
     axes = _plain(figure.subplots(), "both")
+    axes.set_prop_cycle(color=_LINES)
     for label, points in curves.items():
         ordered = sorted(points, key=lambda p: p.threshold, reverse=True)
         axes.plot([p.false_per_case for p in ordered], [p.sensitivity for p in ordered], ".-", label=label)

@@ -35,6 +35,7 @@ from viscera.report.evaluation.summary import (
     shown_proportion,
     shown_summary,
     summary_rows,
+    volume_pairs,
 )
 from viscera.report.evaluation.tables import (
     HEADLINE,
@@ -212,7 +213,7 @@ def _detection(evaluation: Evaluation) -> Iterator[str]:
         yield page.figure(
             plots.froc_plot(curves),
             "FROC: sensitivity per lesion over the probability threshold; the score is the mean sensitivity at "
-            "1/8 to 8 false positives per case. Probabilities are the network's, before any rule.",
+            "1/8 to 8 false positives per case. The maps that viscera writes are the network's, before any rule.",
         )
     for row in rows:
         if 0 < row.maps < row.lesions.cases:
@@ -239,13 +240,7 @@ def _lesion_row(row: DetectionRow) -> list[Cell | str | int]:
 
 
 def _volumes(evaluation: Evaluation) -> Iterator[str]:
-    pairs = {}
-    for key in evaluation.classes:
-        scores = [case.scores[key] for case in evaluation.cases if key in case.scores]
-        volumes = [(s.reference_ml, s.prediction_ml) for s in scores if s.reference_ml or s.prediction_ml]
-        if len(volumes) > 1:
-            pairs[class_name(key)] = ([a for a, _ in volumes], [b for _, b in volumes])
-    if pairs:
+    if pairs := volume_pairs(evaluation):
         yield page.heading("Volumes")
         yield page.figure(
             plots.bland_altman_plot(pairs),

@@ -75,6 +75,19 @@ def mean_of_classes(evaluation: Evaluation, metric: str, keys: Sequence[str] | N
     return sum(scored) / len(scored) if scored else nan
 
 
+def volumes_ml(evaluation: Evaluation, key: str) -> tuple[list[float], list[float]]:
+    """Reference and predicted volumes of one class in the cases in which either side holds it."""
+    scores = [case.scores[key] for case in evaluation.cases if key in case.scores]
+    scores = [score for score in scores if score.reference_ml or score.prediction_ml]
+    return [score.reference_ml for score in scores], [score.prediction_ml for score in scores]
+
+
+def volume_pairs(evaluation: Evaluation) -> dict[str, tuple[list[float], list[float]]]:
+    """The volumes of every class that has two cases or more, by the class's name."""
+    pairs = {class_name(key): volumes_ml(evaluation, key) for key in evaluation.classes}
+    return {name: pair for name, pair in pairs.items() if len(pair[0]) > 1}
+
+
 @dataclass(frozen=True)
 class DetectionRow:
     """One lesion class over all cases, patient by patient and lesion by lesion."""
