@@ -336,7 +336,7 @@ def segment_scan(
             lambda done, total: watch.step("Network", done, total),
             keep_from=dict.fromkeys(lesions, FROC_THRESHOLDS[0]),
         )
-    faint = masks
+    faint = MaskSet(masks.shape, masks.spacing_mm, {key: masks[key] for key in lesions})
     masks = masks.changed({key: masks[key].shrunk() for key in lesions})
     notes: Sequence[RuleNote] = ()
     if settings.post:
