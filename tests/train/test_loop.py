@@ -16,13 +16,17 @@ import pytest
 import torch
 from tests.train.conftest import TINY, as_toml, recipe
 
+from viscera.data.catalogue import dataset_table
 from viscera.data.loader import patch_loader
+from viscera.data.phantom import PhantomSettings, write_dataset
 from viscera.data.sampling import PatchSampler
 from viscera.errors import CheckpointError, SettingError, TrainingError
 from viscera.model.checkpoint import load_checkpoint
 from viscera.model.precision import has_fast_bf16
+from viscera.taxonomy import table_names
 from viscera.train.log import RunLog
-from viscera.train.loop import BEST, LAST, STATE, Listener, Report, _clip, ready_to_train, step_loss
+from viscera.train.loop import BEST, LAST, STATE, Listener, Report, _clip, _lattice, ready_to_train, step_loss
+from viscera.train.loss import masked_loss
 from viscera.train.start import first_model
 from viscera.workflow.training import make_plan, run
 
@@ -121,6 +125,27 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(plan):
     assert torch.allclose(*gradients, rtol=1e-3, atol=1e-6)
 
 
+def test_the_loss_on_every_second_voxel_is_that_of_the_whole_logits_there(plan):
+    whole, sparse = plan(), plan(loop=dict(voxel_stride=2))
+    model = first_model(whole.recipe, whole.classes).eval()
+    batch = next(iter(patch_loader(whole.source(), batch_size=2, start_step=0, stop_step=1, workers=0)))
+    corners = set()
+    for step in range(8):
+        _, loss = step_loss(model, model, batch, sparse.recipe, step=step)
+        voxels = _lattice(sparse.recipe.loop, step)
+        corners.add(tuple(axis.start for axis in voxels))
+        columns = batch.taught
+        there = masked_loss(model(batch.image, columns)[:, :, *voxels], *_of(batch.of_classes(columns).at(voxels)))
+        assert torch.allclose(loss.total, there.total, rtol=1e-5)
+    assert len(corners) > 2, "other voxels in other steps"
+    whole_losses = [step_loss(model, model, batch, whole.recipe, step=step)[1].total for step in (0, 3)]
+    assert torch.equal(*whole_losses)
+
+
+def _of(batch):
+    return batch.target, batch.annotated
+
+
 def test_an_unannotated_class_gets_no_gradient_through_the_whole_model(plan):
     """Its text vector, the only thing that is the class's own, is not moved by a scan that does not annotate it."""
     tiny = plan()
@@ -198,6 +223,15 @@ def test_classes_nobody_annotates_and_scans_nobody_has(plan):
         plan(validation=dict(cases=["amos/99"]))
     with pytest.raises(SettingError, match="multiple of 4"):
         plan(sampling=dict(patch_voxels=[18, 16, 16]))
+
+
+@pytest.mark.parametrize("model", table_names("models"))
+def test_patches_are_checked_for_every_network_before_anything_is_cached(model, tmp_path):
+    wanted = recipe(model=model, model_settings={"backbone_settings": {}}, sampling=dict(patch_voxels=[90, 96, 96]))
+    write_dataset(dataset_table("lits"), tmp_path, 1, 0, PhantomSettings(spacing_mm=(10.0, 10.0, 10.0)))
+    with pytest.raises(SettingError, match="multiple of"):
+        make_plan(replace(wanted, sets={"lits": str(tmp_path)}), tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
 
 
 def test_the_log_has_every_step_once_after_a_crash(tmp_path):

@@ -69,3 +69,13 @@ def test_a_true_negative_teaches():
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(SettingError, match=str(next(iter(wrong.values())))):
         LossSettings(**wrong)
+
+
+def test_an_absent_class_weighs_as_the_settings_say():
+    """Nothing drawn, both probabilities 1/2: cross entropy ln 2, Dice loss 1 - 1 / (1/4 + 1/4 + 1)."""
+    inputs = torch.zeros(1, 1, 1, 1, 2), torch.zeros(1, 1, 1, 1, 2), torch.ones(1, 1, dtype=torch.bool)
+    for weight in (1.0, 0.1, 0.0):
+        total = float(masked_loss(*inputs, LossSettings(absent=weight)).total)
+        assert total == pytest.approx(math.log(2) + weight * (1 - 1 / 1.5))
+    with pytest.raises(SettingError, match="absent -1"):
+        LossSettings(absent=-1.0)

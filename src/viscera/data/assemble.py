@@ -14,7 +14,7 @@ is 1 where either is drawn, with the classes it joins; the classes themselves co
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -119,6 +119,10 @@ class Batch:
             self.union_members[here],
             self.cases[here],
         )
+
+    def at(self, voxels: tuple[slice, ...]) -> Batch:
+        """The targets at these voxels only (a slice for each axis); the image stays whole."""
+        return replace(self, target=self.target[:, :, *voxels], union_target=self.union_target[:, :, *voxels])
 
     @property
     def pairs(self) -> int:

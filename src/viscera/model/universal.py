@@ -23,6 +23,8 @@ from viscera.model.config import ModelConfig
 from viscera.model.head import PARAMETERS, WIDTH, apply_heads
 
 EMBEDDING = 256  # length of the image embedding and of the label embedding
+LABEL_RMS = 0.3  # size of a new model's label embeddings: with 1 a step of Adam moves a head too far, with 0.03 hardly
+IMAGE_SHARE = 0.3  # of the image in a new model's heads, against what an ordinary layer would give it
 PRIOR = 0.01  # what a new model believes of any class at any voxel (Lin et al. 2017, section 4.1)
 GROUPS = 16  # of the group norms before pooling and before the features
 
@@ -51,14 +53,17 @@ class UniversalModel(nn.Module):
             nn.Conv3d(backbone.feature_channels, WIDTH, kernel_size=1),
         )
         self.controller = nn.Conv3d(2 * EMBEDDING, PARAMETERS, kernel_size=1)
-        assert self.controller.bias is not None
-        # The last of the 153 is the logit's bias: a new model starts from "not here", as nearly all voxels are.
-        nn.init.constant_(self.controller.bias[-1:], math.log(PRIOR / (1 - PRIOR)))
+        self._start()
 
-    def forward(self, image: torch.Tensor, classes: Sequence[int] | None = None) -> torch.Tensor:
-        """Logits [B, K, X, Y, Z] of `classes` (channel numbers; all if None) for an image [B, 1, X, Y, Z] in [0, 1]."""
+    def forward(
+        self, image: torch.Tensor, classes: Sequence[int] | None = None, voxels: tuple[slice, ...] = ()
+    ) -> torch.Tensor:
+        """Logits [B, K, X, Y, Z] of `classes` (channel numbers; all if None) for an image [B, 1, X, Y, Z] in [0, 1].
+
+        voxels  where the logits are wanted, a slice for each axis (everywhere if empty); only there the head is run
+        """
         features, image_embedding = self.encode(image)
-        return self.decode(features, image_embedding, classes)
+        return self.decode(features[:, :, *voxels], image_embedding, classes)
 
     def encode(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The vision branch: image [B, 1, X, Y, Z] -> features [B, 8, X, Y, Z] and image embedding [B, 256].
@@ -90,6 +95,29 @@ class UniversalModel(nn.Module):
             text = text[list(classes)]
         image = functional.linear(image_embedding, self.controller.weight[:, :EMBEDDING].flatten(1))
         return image[:, None] + text
+
+    @torch.no_grad()
+    def _start(self) -> None:
+        """Random weights of the parts that make the heads, so that the heads begin as layers should (He et al. 2015):
+        signals keep their size through them, and classes differ from the first step on. An ordinary layer's start
+        makes heads that are nearly zero and nearly the same for all classes (Chang et al., ICLR 2020)."""
+        features, text, controller = self.precls_conv[-1], self.text_to_vision, self.controller
+        assert isinstance(features, nn.Conv3d) and features.bias is not None and controller.bias is not None
+        nn.init.kaiming_normal_(features.weight, nonlinearity="relu")
+        nn.init.zeros_(features.bias)
+        length = float(self.organ_embedding.norm(dim=1).mean()) or 1.0
+        nn.init.normal_(text.weight, std=LABEL_RMS * math.sqrt(2) / length)
+        nn.init.zeros_(text.bias)
+        of_text = controller.weight[:, EMBEDDING:]
+        nn.init.normal_(of_text, std=1 / (LABEL_RMS * math.sqrt(EMBEDDING)))  # each of the 153 has a variance of 1 ...
+        last, biases = 2 * WIDTH * WIDTH, 2 * WIDTH * WIDTH + WIDTH
+        of_text[:last] *= math.sqrt(2 / WIDTH)  # ... two layers before a ReLU, one before none
+        of_text[last:biases] *= math.sqrt(1 / WIDTH)
+        of_text[biases:] = 0
+        controller.weight[:, :EMBEDDING] *= IMAGE_SHARE
+        nn.init.zeros_(controller.bias)
+        # The last of the 153 is the logit's bias: a new model starts from "not here", as nearly all voxels are.
+        controller.bias[-1] = math.log(PRIOR / (1 - PRIOR))
 
     def text_part(self) -> torch.Tensor:
         """The controller's answer to the text alone (its bias included): [N, 153].

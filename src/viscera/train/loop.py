@@ -23,6 +23,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, gather_object
@@ -230,7 +231,9 @@ class _Run:
         for start in range(0, len(batch), size):
             part = batch.part(start, start + size)
             with nullcontext() if start + size >= len(batch) else self.engine.no_sync(self.net):
-                columns, loss = step_loss(self.net, self.model, part, self.recipe, share_of=max(1, int(pairs)))
+                columns, loss = step_loss(
+                    self.net, self.model, part, self.recipe, share_of=max(1, int(pairs)), step=self.step
+                )
                 # DDP takes the mean over processes; the loss is a sum over all of them.
                 self.engine.backward(loss.total * self.engine.num_processes)
             own += float(loss.total.detach())
@@ -380,20 +383,33 @@ def _channels_last(model: UniversalModel, recipe: Recipe) -> bool:
 
 
 def step_loss(
-    net: Callable[..., torch.Tensor], model: UniversalModel, batch: Batch, recipe: Recipe, share_of: int | None = None
+    net: Callable[..., torch.Tensor],
+    model: UniversalModel,
+    batch: Batch,
+    recipe: Recipe,
+    share_of: int | None = None,
+    step: int = 0,
 ) -> tuple[list[int], MaskedLoss]:
     """The loss of some patches, and the classes it was computed for: those that a patch teaches, and no other.
 
-    net  `model`, or what wraps it for several processes
+    net   `model`, or what wraps it for several processes
+    step  decides at which voxels it is computed, where the recipe's voxel_stride is above 1
     """
     columns = batch.taught or [0]  # with nothing taught the graph still needs one class
-    part = batch.of_classes(columns)
+    voxels = _lattice(recipe.loop, step)
+    part = batch.of_classes(columns).at(voxels)
     image = part.image
     if _channels_last(model, recipe):
         image = image.contiguous(memory_format=torch.channels_last_3d)
     with computing_in(recipe.loop.precision, image.device):
-        logits = net(image, columns)
+        logits = net(image, columns, voxels)
     return columns, masked_loss(*with_unions(logits, part), recipe.loss, share_of)
+
+
+def _lattice(loop: LoopSettings, step: int) -> tuple[slice, slice, slice]:
+    """Every `voxel_stride`-th voxel on each axis, from a corner drawn for this step."""
+    x, y, z = np.random.default_rng([loop.seed, step]).integers(loop.voxel_stride, size=3).tolist()
+    return slice(x, None, loop.voxel_stride), slice(y, None, loop.voxel_stride), slice(z, None, loop.voxel_stride)
 
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -27,6 +27,8 @@ class LossSettings:
     overlap        "dice" (Milletari et al. 2016), or "tversky" (Salehi et al. 2017): Dice that can fear misses more
     focal_gamma    exponent of the focal term, >= 0; 0 is plain cross entropy
     tversky_alpha  weight of false positives; false negatives weigh 1 - alpha; 0.5 is Dice
+    absent         weight of the overlap term for a class that is annotated and not in the patch; it is all or nothing
+                   there, and with few scans and many classes it holds back the ones that are in the patch
     smooth         added above and below the overlap's fraction (voxels), so that an absent class has a gradient
     """
 
@@ -34,6 +36,7 @@ class LossSettings:
     overlap: Overlap = "dice"
     focal_gamma: float = 2.0
     tversky_alpha: float = 0.3
+    absent: float = 1.0
     smooth: float = 1.0
 
     def __post_init__(self) -> None:
@@ -41,10 +44,10 @@ class LossSettings:
             raise SettingError(f"The loss's voxelwise term is {self.voxelwise!r}; it must be bce or focal.")
         if self.overlap not in ("dice", "tversky"):
             raise SettingError(f"The loss's overlap term is {self.overlap!r}; it must be dice or tversky.")
-        if self.focal_gamma < 0 or not 0 < self.tversky_alpha < 1 or self.smooth <= 0:
+        if self.focal_gamma < 0 or not 0 < self.tversky_alpha < 1 or self.absent < 0 or self.smooth <= 0:
             raise SettingError(
-                f"focal_gamma is {self.focal_gamma}, tversky_alpha {self.tversky_alpha}, smooth {self.smooth}; "
-                "they must be >= 0, between 0 and 1, and > 0."
+                f"focal_gamma is {self.focal_gamma}, tversky_alpha {self.tversky_alpha}, absent {self.absent}, smooth "
+                f"{self.smooth}; they must be >= 0, between 0 and 1, >= 0, and > 0."
             )
 
 
@@ -92,8 +95,10 @@ def masked_loss(
     truth = target[pairs[:, 0], pairs[:, 1]].flatten(1).to(chosen.dtype)
     voxelwise = _voxelwise(chosen, truth, settings)
     overlap = _overlap(chosen.sigmoid(), truth, settings)
-    total = (voxelwise + overlap).sum() / (share_of or len(pairs))
-    return MaskedLoss(total, pairs, voxelwise.detach(), overlap.detach(), truth.any(1))
+    drawn = truth.any(1)
+    weight = torch.where(drawn, 1.0, settings.absent)
+    total = (voxelwise + weight * overlap).sum() / (share_of or len(pairs))
+    return MaskedLoss(total, pairs, voxelwise.detach(), overlap.detach(), drawn)
 
 
 def _voxelwise(logits: torch.Tensor, truth: torch.Tensor, settings: LossSettings) -> torch.Tensor:
