@@ -329,7 +329,7 @@ def _froc(
         low, high = float(volume.array.min()), float(volume.array.max())
         if not (low >= 0 and high <= 255):
             raise ImageError(f"{files[key]} holds values beyond 0-1 (or 0-255), so it is no probability map.")
-        whole = 255 if high > 1 else 1
+        whole = 255 if high > 1.01 else 1  # a softmax may end a rounding above 1
         values = lookup(grid_of(volume), grid, str(files[key]))(volume.array)
         box = box_around([reference.box(key), Box.around(values >= FROC_THRESHOLDS[0] * whole)])
         probability = values[box.slices] / np.float32(whole)
