@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.inferers import sliding_window_inference
 
+import viscera.infer.window
 from viscera.errors import SettingError
 from viscera.infer.window import gaussian_weight, stream_windows, window_starts
+from viscera.shapes import Box
 
 
-def joined(image, network, window, overlap, **more):
-    slabs = []
-    next_z = 0
-    for slab in stream_windows(image, network, window, overlap, **more):
-        assert slab.z == next_z
-        next_z += slab.logits.shape[-1]
-        slabs.append(slab.logits.clone())  # the next step overwrites it
-    assert next_z == image.shape[-1]
-    return torch.cat(slabs, -1)
+def joined(image, network, window, overlap, classes=1, **more):
+    """The whole answer of a `network` [1, C, *window] -> [1, classes, *window]."""
+
+    def part(logits, chosen, z):
+        return logits[0, chosen, :, :, z]
+
+    out = torch.full((classes, *image.shape[1:]), torch.nan)
+    next_z = [0] * classes
+    for slab in stream_windows(image, network, part, classes, window, overlap, **more):
+        k, slices = slab.logits.shape[0], slab.logits.shape[-1]
+        for c in range(slab.first_class, slab.first_class + k):
+            assert slab.z == next_z[c]
+            next_z[c] += slices
+        out[slab.first_class : slab.first_class + k, :, :, slab.z : slab.z + slices] = slab.logits
+    assert next_z == [image.shape[-1]] * classes
+    return out
 
 
 @pytest.mark.parametrize(
@@ -54,7 +65,7 @@ def test_the_weight_is_symmetric_one_in_the_middle_and_never_zero():
 )
 def test_a_pointwise_network_gives_the_pointwise_answer(size, window, overlap):
     image = torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
-    out = joined(image, lambda w: torch.cat([w + 1, 2 * w[:, :1]], 1), window, overlap)
+    out = joined(image, lambda w: torch.cat([w + 1, 2 * w[:, :1]], 1), window, overlap, classes=3)
     assert torch.allclose(out, torch.cat([image + 1, 2 * image[:1]]), atol=1e-5)
 
 
@@ -82,4 +93,54 @@ def test_memory_and_progress_follow_the_plan():
 @pytest.mark.parametrize("overlap", [-0.1, 1.0, 2.0])
 def test_an_overlap_out_of_range_is_refused(overlap):
     with pytest.raises(SettingError, match="overlap"):
-        next(stream_windows(torch.zeros(1, 4, 4, 4), lambda w: w, (4, 4, 4), overlap))
+        next(stream_windows(torch.zeros(1, 4, 4, 4), lambda w: w, lambda w, k, z: w, 1, (4, 4, 4), overlap))
+
+
+def test_every_grouping_of_classes_gives_the_same(monkeypatch):
+    image = torch.randn(5, 9, 8, 20, generator=torch.Generator().manual_seed(0))
+    expected = joined(image, lambda w: w.cumsum(1), (6, 6, 6), 0.5, classes=5)
+    monkeypatch.setattr(viscera.infer.window, "_BUFFER_VALUES", 1)  # one class at a time
+    assert torch.equal(joined(image, lambda w: w.cumsum(1), (6, 6, 6), 0.5, classes=5), expected)
+
+
+def test_only_what_a_slab_needs_is_kept_and_decoded():
+    """Work, counted: each window is encoded once, and decoded for the slices that become final while it is alive."""
+    image = torch.zeros(1, 8, 8, 40)
+    encoded, decoded, alive = [], [], []
+
+    def encode(window):
+        encoded.append(window.shape)
+        alive.append(weakref.ref(answer := window.clone()))
+        return answer
+
+    def decode(answer, classes, z):
+        decoded.append(z.stop - z.start)
+        return answer[0, classes, :, :, z]
+
+    most = 0
+    for _ in stream_windows(image, encode, decode, 1, (8, 8, 8), 0.5):
+        most = max(most, sum(item() is not None for item in alive))
+    assert len(encoded) == 9  # starts 0, 4, ..., 32
+    assert sum(decoded) == 9 * 8  # every slice of every window once
+    assert most <= 2
+
+
+def test_windows_that_are_not_wanted_are_not_computed():
+    image = torch.ones(1, 8, 8, 24)
+    boxes = []
+
+    def wanted(box):
+        boxes.append(box)
+        return box.start[2] < 8
+
+    calls = []
+    out = joined(image, lambda w: calls.append(1) or w, (8, 8, 8), 0.0, wanted=wanted)
+    assert [box.start[2] for box in boxes] == [0, 8, 16] and len(calls) == 1
+    assert torch.equal(out[..., :8], torch.ones(1, 8, 8, 8))
+    assert torch.isneginf(out[..., 8:]).all()
+
+
+def test_a_padded_images_window_is_asked_for_by_its_place_in_the_image():
+    boxes = []
+    joined(torch.ones(1, 3, 8, 8), lambda w: w, (8, 8, 8), 0.5, wanted=lambda box: boxes.append(box) or True)
+    assert boxes == [Box((0, 0, 0), (3, 8, 8))]

@@ -39,6 +39,11 @@ Precision = Annotated[
     PrecisionName,
     typer.Option(help="fp32 (exact), bf16 (about twice as fast), or auto: bf16 where the processor has it."),
 ]
+RuntimeName = Literal["auto", "torch", "openvino"]
+Runtime = Annotated[
+    RuntimeName,
+    typer.Option(help="What computes the network; auto: OpenVINO for windows on a processor where it is installed."),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")]
 
@@ -77,6 +82,7 @@ def segment(
         typer.Option(help="Part of a window shared with its neighbour, 0 to 0.9. The model's own by default."),
     ] = None,
     device: Device = "auto",
+    runtime: Runtime = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="Processor threads. All cores by default.")] = None,
     series: Annotated[
         str | None, typer.Option(help="Which DICOM series: its number in the list, UID, or part of its description.")
@@ -101,7 +107,7 @@ def segment(
         post=post,
         crop=crop,
         probabilities=probabilities,
-        inference=InferenceSettings(precision=precision, overlap=overlap, device=device).resolved(),
+        inference=InferenceSettings(precision=precision, overlap=overlap, device=device, runtime=runtime).resolved(),
     )
     save = SaveSettings(masks=masks, picture=preview, overwrite=overwrite)
     cases = find_cases(scans, output or Path("viscera_out"))
@@ -146,6 +152,7 @@ def demo(
     model: Model = "",
     precision: Precision = "auto",
     device: Device = "auto",
+    runtime: Runtime = "auto",
 ) -> None:
     """Fetch one real CT (35 MB, once) and segment it.
 
@@ -163,7 +170,7 @@ def demo(
         path = fetch_demo_scan()
     console.print(f"Demonstration scan: {scan.description} ({scan.source}, {scan.licence}).")
     start = time.perf_counter()
-    segment([path], output=output, model=model, precision=precision, device=device, overwrite=True)
+    segment([path], output=output, model=model, precision=precision, device=device, runtime=runtime, overwrite=True)
     seconds = time.perf_counter() - start
     console.print(f"\nOpen     {output / 'segmentation.nii.gz'} over {path} in 3D Slicer or ITK-SNAP")
     console.print(f"Read     {output / 'findings.csv'} (the table above, with every flag)")

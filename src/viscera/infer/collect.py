@@ -25,7 +25,7 @@ class _Found:
 
 
 class SoftMaskCollector:
-    """Turns slabs of logits [K, X, Y, slices], fed from low z to high z, into one `SoftMask` per class.
+    """Turns slabs of logits, fed from low z to high z for each class, into one `SoftMask` per class.
 
     A level is ``floor(256 * sigmoid(logit - logit(threshold)))``: 128 is reached exactly where the probability
     reaches the class's threshold. Of each slab only the box around the class is kept, and one voxel around it,
@@ -48,14 +48,14 @@ class SoftMaskCollector:
         ]
         self._found = [_Found() for _ in thresholds]
         self._last: list[LevelArray | None] = [None] * len(self._shift)  # the slice below the coming slab, [X, Y]
-        self._next_z = 0
+        self._next_z = [0] * len(self._shift)
 
     def add(self, slab: Slab) -> None:
         """Takes one slab. Raises VisceraError if the network gave numbers that are not finite."""
-        assert slab.z == self._next_z, "slabs must come in order"
-        self._next_z += slab.logits.shape[-1]
-        for k, shift in enumerate(self._shift):
-            probability = (slab.logits[k] - shift).sigmoid_()
+        for k, logits in enumerate(slab.logits, start=slab.first_class):
+            assert slab.z == self._next_z[k], "slabs must come in order"
+            self._next_z[k] += logits.shape[-1]
+            probability = (logits - self._shift[k]).sigmoid_()
             if not torch.isfinite(probability.sum()):
                 raise VisceraError(
                     f"The network gave NaN for class number {k + 1} of those asked for near slice {slab.z} of its "
@@ -85,7 +85,7 @@ class SoftMaskCollector:
 
     def finish(self) -> list[SoftMask]:
         """The soft masks, in the order of the thresholds."""
-        assert self._next_z == self._shape[2], "a slab is missing"
+        assert set(self._next_z) <= {self._shape[2]}, "a slab is missing"
         return [self._assemble(k) for k in range(len(self._shift))]
 
     def _assemble(self, k: int) -> SoftMask:

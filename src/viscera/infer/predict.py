@@ -10,11 +10,13 @@ import torch
 from viscera.errors import SettingError
 from viscera.infer.collect import SoftMaskCollector
 from viscera.infer.prepare import Prepared
+from viscera.infer.runtime import Encode, Runtime, check_runtime, resolved_runtime, vision_encoder
 from viscera.infer.window import Progress, Slab, stream_windows
 from viscera.masks import MaskSet
-from viscera.model.precision import Precision, computing_in, resolved_precision
+from viscera.model.config import Mode
+from viscera.model.precision import Precision, resolved_precision
 from viscera.model.universal import UniversalModel
-from viscera.shapes import triple
+from viscera.shapes import Triple, triple
 
 # One pass of the light network takes about 75 bytes a voxel (0.44 GB for 160 x 128 x 288); a larger scan goes through
 # windows. At 3 mm this many voxels are 0.43 cubic metres: no patient is that large.
@@ -29,11 +31,13 @@ class InferenceSettings:
     precision  "fp32" is exact; "bf16" is about twice as fast where the processor has it; "auto" takes bf16 there
     overlap    part of a window shared with its neighbour, 0 <= overlap < 1
     device     "auto" (a CUDA device if there is one, else the CPU), "cpu", "cuda", "cuda:1", "mps"
+    runtime    "torch", "openvino" (on a CPU), or "auto": see `viscera.infer.runtime.resolved_runtime`
     """
 
     precision: Precision = "auto"
     overlap: float | None = None
     device: str = "auto"
+    runtime: Runtime = "auto"
 
     def __post_init__(self) -> None:
         if self.precision not in ("auto", "fp32", "bf16"):
@@ -41,8 +45,13 @@ class InferenceSettings:
         if self.overlap is not None and not 0 <= self.overlap < 1:
             raise SettingError(f"The overlap is {self.overlap}; it must be at least 0 and less than 1.")
 
-    def resolved(self) -> InferenceSettings:
-        """The same with "auto" replaced by what this machine has. Raises SettingError for an unknown device."""
+    def resolved(self, mode: Mode | None = None) -> InferenceSettings:
+        """The same with "auto" replaced by what this machine has.
+
+        mode  how the model is run; without it the runtime is checked and left as it is
+
+        Raises SettingError for a device or runtime that cannot be used here.
+        """
         device = self.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -51,7 +60,10 @@ class InferenceSettings:
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
             raise SettingError(f"The device {device!r} cannot be used here ({reason}). Try --device cpu.") from error
-        return replace(self, device=device, precision=resolved_precision(self.precision, torch.device(device)))
+        place = torch.device(device)
+        check_runtime(self.runtime, place)
+        runtime = self.runtime if mode is None else resolved_runtime(self.runtime, place, mode)
+        return replace(self, device=device, precision=resolved_precision(self.precision, place), runtime=runtime)
 
 
 def predict(
@@ -71,13 +83,11 @@ def predict(
 
     Deterministic on a CPU. Only what is asked for is computed, and no class depends on which others are asked for.
     """
-    settings = (settings or InferenceSettings()).resolved()
     config = model.config
+    settings = (settings or InferenceSettings()).resolved(config.inference.mode)
     channels = [config.classes.index(key) for key in classes]
     device = torch.device(settings.device)
     model = model.to(device).eval()
-    if model.backbone.prefers_channels_last:
-        model = model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     image = torch.from_numpy(prepared.image)[None].to(device)
     collector = SoftMaskCollector(
         triple(image.shape[1:]),
@@ -105,23 +115,19 @@ def _slabs(
     if inference.mode == "whole" and image.numel() <= LARGEST_PASS_VOXELS:
         return _one_pass(model, image, channels, settings, progress)
 
-    def network(window: torch.Tensor) -> torch.Tensor:
-        features, embedding = _encode(model, window, settings)
-        return model.decode(features, embedding, channels)
+    encode = _encoder(model, inference.patch_voxels, settings)
+
+    def decode(encoded: tuple[torch.Tensor, torch.Tensor], classes: slice, z: slice) -> torch.Tensor:
+        features, embedding = encoded
+        return model.decode(features[..., z], embedding, channels[classes])[0]
 
     overlap = inference.overlap if settings.overlap is None else settings.overlap
-    return stream_windows(image, network, inference.patch_voxels, overlap, progress=progress)
+    return stream_windows(image, encode, decode, len(channels), inference.patch_voxels, overlap, progress=progress)
 
 
-def _encode(
-    model: UniversalModel, image: torch.Tensor, settings: InferenceSettings
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The vision branch in the asked precision; the head after it always computes in float32."""
-    if model.backbone.prefers_channels_last:
-        image = image.contiguous(memory_format=torch.channels_last_3d)
-    with computing_in(settings.precision, image.device):
-        features, embedding = model.encode(image)
-    return features.float(), embedding.float()
+def _encoder(model: UniversalModel, shape: Triple, settings: InferenceSettings) -> Encode:
+    device = torch.device(settings.device)
+    return vision_encoder(model, shape, runtime=settings.runtime, precision=settings.precision, device=device)
 
 
 def _one_pass(
@@ -138,7 +144,7 @@ def _one_pass(
     padded = triple(max(minimum, -(-n // multiple) * multiple) for n in size)
     sides = [side for n, p in zip(reversed(size), reversed(padded), strict=True) for side in (0, p - n)]
     whole = torch.nn.functional.pad(image, sides)[None]
-    features, embedding = _encode(model, whole, settings)
+    features, embedding = _encoder(model, padded, settings)(whole)
     total = -(-size[2] // _SLAB) + 1
     if progress is not None:
         progress(1, total)

@@ -10,32 +10,45 @@ the middle of a window more than its rim (nnU-Net, Isensee et al. 2021; same wei
              . . . . c c c c . .        when `c` is done, 2 and 3 are final, ...
              . . . . . . d d d d
 
-So the only large array is [K, X, Y, window z], however long the scan is.
+What is kept of a window until then is what its encoder gave (eight features a voxel), not its logits: the head turns
+it into logits for a few classes and one slab at a time. So memory depends neither on the length of the scan nor on the
+number of classes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 
 from viscera.errors import SettingError
-from viscera.shapes import Triple, triple
+from viscera.shapes import Box, Triple, triple
 
-Network = Callable[[torch.Tensor], torch.Tensor]  # [1, C, *window] -> [1, K, *window]
+Encoded = TypeVar("Encoded")
+Encoder = Callable[[torch.Tensor], Encoded]  # a window [1, C, *window] -> whatever `Decoder` needs of it
+Decoder = Callable[[Encoded, slice, slice], torch.Tensor]  # (encoded, classes, z) -> logits [k, x, y, slices]
 Progress = Callable[[int, int], None]  # (windows done, windows in all)
 
 SIGMA_SCALE = 0.125  # the Gaussian's sigma as a part of the window (nnU-Net, MONAI)
 SMALLEST_WEIGHT = 1e-3  # no voxel of a window counts for nothing (MONAI)
+_BUFFER_VALUES = 1 << 24  # logits averaged at once; 67 MB as float32
 
 
 @dataclass(frozen=True)
 class Slab:
-    """Finished logits of the slices ``z <= index < z + logits.shape[-1]``."""
+    """Finished logits of some classes in the slices ``z <= index < z + logits.shape[-1]``."""
 
     z: int
-    logits: torch.Tensor  # float32 [K, X, Y, slices]; a view that the next step overwrites
+    logits: torch.Tensor  # float32 [k, X, Y, slices]
+    first_class: int = 0  # whose logits stand in row 0; the rows are consecutive classes
+
+
+@dataclass(frozen=True, eq=False)
+class _Window(Generic[Encoded]):
+    start: Triple
+    encoded: Encoded
 
 
 def window_starts(length: int, window: int, overlap: float) -> list[int]:
@@ -62,21 +75,28 @@ def gaussian_weight(window: Triple) -> torch.Tensor:
 
 def stream_windows(
     image: torch.Tensor,
-    network: Network,
+    encode: Encoder[Encoded],
+    decode: Decoder[Encoded],
+    classes: int,
     window: Triple,
     overlap: float = 0.5,
     *,
+    wanted: Callable[[Box], bool] | None = None,
     pad_value: float = 0.0,
     progress: Progress | None = None,
 ) -> Iterator[Slab]:
-    """Runs `network` over windows of `image` and yields finished slabs from low z to high z.
+    """Runs a network over windows of `image` and yields finished slabs from low z to high z, all classes of one slab
+    before the next.
 
     image      [C, X, Y, Z]; an axis shorter than the window is padded with `pad_value` on both sides
-    network    any callable [1, C, *window] -> [1, K, *window]; its output is averaged as float32
+    encode     called once per window
+    decode     gives logits of some classes in some slices of a window; they are averaged as float32
     overlap    part of a window that the next one shares, 0 <= overlap < 1
+    wanted     whether a window (its box in the image) is worth computing; all by default. Where no wanted window
+               reaches, the logits are minus infinity
     progress   called after each window
 
-    The slabs cover [0, Z) without gaps, once. Raises SettingError for an overlap outside its range.
+    The slabs cover [0, Z) without gaps, once per class. Raises SettingError for an overlap outside its range.
     """
     if not 0 <= overlap < 1:
         raise SettingError(f"The overlap of windows is {overlap}; it must be at least 0 and less than 1.")
@@ -87,39 +107,77 @@ def stream_windows(
         sides = [side for pair in zip(reversed(before), reversed(after), strict=True) for side in pair]
         image = torch.nn.functional.pad(image, sides, value=pad_value)
     padded = triple(image.shape[1:])
-    inside = tuple(slice(b, b + n) for b, n in zip(before, size, strict=True))
-    x_starts, y_starts, z_starts = (window_starts(n, w, overlap) for n, w in zip(padded, window, strict=True))
-    total = len(x_starts) * len(y_starts) * len(z_starts)
+    rows, total = _plan(size, padded, before, window, overlap, wanted)
     weight = gaussian_weight(window).to(image.device)
 
-    # The weights that meet in a voxel: the same for every slab up to which z windows reach it.
-    plane_weight = torch.zeros(padded[0], padded[1], window[2], device=image.device)
-    for x in x_starts:
-        for y in y_starts:
-            plane_weight[x : x + window[0], y : y + window[1]] += weight
-
-    sums: torch.Tensor | None = None
-    weights = torch.zeros_like(plane_weight)
+    alive: list[_Window[Encoded]] = []
     done = 0
-    for position, z in enumerate(z_starts):
-        weights += plane_weight
-        for x in x_starts:
-            for y in y_starts:
-                here = (slice(x, x + window[0]), slice(y, y + window[1]))
-                logits = network(image[None, :, here[0], here[1], z : z + window[2]])[0]
-                if sums is None:
-                    sums = logits.new_zeros((logits.shape[0], *plane_weight.shape), dtype=torch.float32)
-                sums[:, here[0], here[1]].addcmul_(logits.float(), weight)
-                done += 1
-                if progress is not None:
-                    progress(done, total)
-        assert sums is not None
-        finished = (z_starts[position + 1] - z) if position + 1 < len(z_starts) else window[2]
-        ready = sums[..., :finished].div_(weights[..., :finished])
-        first, end = max(z, inside[2].start), min(z + finished, inside[2].stop)
-        if first < end:
-            yield Slab(first - inside[2].start, ready[:, inside[0], inside[1], first - z : end - z])
-        kept = window[2] - finished
-        for plane in (*sums, weights):  # one class at a time: a copy of all would be the largest array
-            plane[..., :kept] = plane[..., finished:].clone()
-            plane[..., kept:] = 0
+    for position, (z, places) in enumerate(rows):
+        for x, y in places:
+            part = image[None, :, x : x + window[0], y : y + window[1], z : z + window[2]]
+            alive.append(_Window((x, y, z), encode(part)))
+            done += 1
+            if progress is not None:
+                progress(done, total)
+        end = rows[position + 1][0] if position + 1 < len(rows) else padded[2]
+        first, stop = max(z, before[2]), min(end, before[2] + size[2])
+        if first < stop:
+            for first_class, logits in _averaged(alive, decode, classes, weight, padded, slice(first, stop)):
+                inside = logits[:, before[0] : before[0] + size[0], before[1] : before[1] + size[1]]
+                yield Slab(first - before[2], inside, first_class)
+        alive = [item for item in alive if item.start[2] + window[2] > end]
+
+
+def _plan(
+    size: Triple,
+    padded: Triple,
+    before: Triple,
+    window: Triple,
+    overlap: float,
+    wanted: Callable[[Box], bool] | None,
+) -> tuple[list[tuple[int, list[tuple[int, int]]]], int]:
+    """For each start on z the starts (x, y) of the windows to compute there, and how many windows that makes."""
+    x_starts, y_starts, z_starts = (window_starts(n, w, overlap) for n, w in zip(padded, window, strict=True))
+
+    def box(start: Triple) -> Box:
+        low = triple(max(0, s - b) for s, b in zip(start, before, strict=True))
+        high = triple(min(n, s - b + w) for s, b, w, n in zip(start, before, window, size, strict=True))
+        return Box(low, high)
+
+    rows = [
+        (z, [(x, y) for x in x_starts for y in y_starts if wanted is None or wanted(box((x, y, z)))]) for z in z_starts
+    ]
+    return rows, sum(len(places) for _, places in rows)
+
+
+def _averaged(
+    alive: list[_Window[Encoded]],
+    decode: Decoder[Encoded],
+    classes: int,
+    weight: torch.Tensor,
+    padded: Triple,
+    z: slice,
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """The weighted mean of the windows' logits in the slices `z` of the whole image, a few classes at a time: the
+    first class of each group and its logits [k, X, Y, slices]."""
+    window = triple(weight.shape)
+    plane = (padded[0], padded[1], z.stop - z.start)
+    pieces = []
+    weights = torch.zeros(plane, device=weight.device)
+    for item in alive:
+        x, y, start = item.start
+        low, high = max(z.start, start), min(z.stop, start + window[2])
+        if low < high:
+            there = (slice(x, x + window[0]), slice(y, y + window[1]), slice(low - z.start, high - z.start))
+            own = slice(low - start, high - start)
+            weights[there] += weight[..., own]
+            pieces.append((item.encoded, there, own))
+    unreached = weights == 0 if float(weights.min()) == 0 else None
+    group = max(1, _BUFFER_VALUES // weights.numel())
+    for first in range(0, classes, group):
+        chosen = slice(first, min(first + group, classes))
+        sums = torch.zeros(chosen.stop - first, *plane, device=weight.device)
+        for encoded, there, own in pieces:
+            sums[:, *there].addcmul_(decode(encoded, chosen, own), weight[..., own])
+        sums.div_(weights)
+        yield first, sums if unreached is None else sums.masked_fill_(unreached, float("-inf"))

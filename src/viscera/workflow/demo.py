@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from viscera.errors import InputError
+from viscera.io.places import cache_folder
 from viscera.taxonomy import read_table
 
 
@@ -34,13 +35,6 @@ class DemoScan:
 def demo_scan() -> DemoScan:
     """The pinned demonstration scan."""
     return DemoScan(**read_table("demo.toml"))
-
-
-def cache_folder() -> Path:
-    """`$VISCERA_CACHE`, else the platform's cache folder for viscera."""
-    if place := os.environ.get("VISCERA_CACHE"):
-        return Path(place)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "viscera"
 
 
 def _sha256(path: Path) -> str:

@@ -20,6 +20,7 @@ from viscera.errors import ClassNameError, SettingError
 from viscera.infer.collect import level_probabilities
 from viscera.infer.predict import InferenceSettings, predict
 from viscera.infer.prepare import Prepared, prepare
+from viscera.infer.runtime import Runtime
 from viscera.io.grid import imaged_box, levels_on_scan, mask_on_scan
 from viscera.io.orientation import Reorientation, to_ras
 from viscera.io.read import read_volume
@@ -364,7 +365,7 @@ def segment_scan(
             "source": model.config.source,
         },
         request=asked_for,
-        used=asdict(settings.inference.resolved()),
+        used=asdict(settings.inference.resolved(model.config.inference.mode)),
         rules=notes,
         warnings=warnings,
         timings_s=watch.seconds,
@@ -420,6 +421,7 @@ def segment(
     precision: Precision = "auto",
     overlap: float | None = None,
     device: str = "auto",
+    runtime: Runtime = "auto",
     series: str | None = None,
     force: bool = False,
     progress: Stage | None = None,
@@ -432,9 +434,9 @@ def segment(
     post      clean the masks by the rules of post.toml
     progress  called with (stage, steps done, steps in all)
 
-    See `segment_scan` for the errors and `InferenceSettings` for precision, overlap and device.
+    See `segment_scan` for the errors and `InferenceSettings` for precision, overlap, device and runtime.
     """
     network = model if isinstance(model, torch.nn.Module) else load_model(model or default_model())
-    inference = InferenceSettings(precision=precision, overlap=overlap, device=device)
+    inference = InferenceSettings(precision=precision, overlap=overlap, device=device, runtime=runtime)
     settings = SegmentSettings(series=series, force=force, classes=classes, post=post, inference=inference)
     return segment_scan(scan, network, settings, watch=Stopwatch(progress))

@@ -1,0 +1,92 @@
+"""One door to the ways of computing the vision branch: torch, or OpenVINO on a processor.
+
+Both compute the same network, fused for evaluation (`Backbone.fused`). The head after it is always ours, in torch and
+float32: it needs the classes asked for, and it is quick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Literal, get_args
+
+import torch
+
+from viscera.errors import SettingError
+from viscera.model.backbones.blocks import with_parts
+from viscera.model.config import Mode
+from viscera.model.precision import Precision, computing_in
+from viscera.model.universal import UniversalModel
+from viscera.shapes import Triple
+
+Runtime = Literal["auto", "torch", "openvino"]
+Encode = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""image [1, 1, X, Y, Z] in [0, 1] -> features [1, 8, X, Y, Z] and image embedding [1, 256]"""
+
+_WAY_OUT = "Install it with: pip install 'viscera[openvino]', or use --runtime torch."
+
+
+def has_openvino() -> bool:
+    """Whether the package is there; it is not imported."""
+    return find_spec("openvino") is not None
+
+
+def check_runtime(runtime: str, device: torch.device) -> None:
+    """Raises SettingError unless `runtime` is one of the known ones and can be used on `device`."""
+    if runtime not in get_args(Runtime):
+        raise SettingError(f"The runtime is {runtime!r}; it must be {', '.join(get_args(Runtime)[:-1])} or openvino.")
+    if runtime != "openvino":
+        return
+    if not has_openvino():
+        raise SettingError(f"--runtime openvino needs the package openvino, which is not installed. {_WAY_OUT}")
+    if device.type != "cpu":
+        raise SettingError(f"--runtime openvino computes on the processor, not on {device}: use --device cpu with it.")
+
+
+def resolved_runtime(runtime: Runtime, device: torch.device, mode: Mode) -> Runtime:
+    """The runtime with "auto" replaced: OpenVINO for windows on a processor, where it is installed; else torch.
+
+    A network that takes a scan in one pass stays with torch: every scan has a size of its own, and exporting and
+    compiling for it takes longer than OpenVINO gains.
+    """
+    check_runtime(runtime, device)
+    if runtime != "auto":
+        return runtime
+    return "openvino" if device.type == "cpu" and mode == "window" and has_openvino() else "torch"
+
+
+def fused(model: UniversalModel) -> UniversalModel:
+    """The same model with its backbone fused for evaluation; it shares the other weights with `model`."""
+    return with_parts(model, backbone=model.backbone.fused()).eval()
+
+
+def vision_encoder(
+    model: UniversalModel, shape: Triple, *, runtime: Runtime, precision: Precision, device: torch.device
+) -> Encode:
+    """The vision branch of `model` for images of `shape` [X, Y, Z], ready to be called.
+
+    runtime and precision are resolved; the model is in evaluation mode and on `device`. The features come in the
+    precision they were computed in.
+    """
+    with torch.inference_mode(False):  # else shared weights would become tensors of that mode for good
+        if runtime == "openvino":
+            from viscera.infer.exported import openvino_encoder
+
+            return openvino_encoder(model, shape, precision)
+        return _torch_encoder(model, precision, device)
+
+
+def _torch_encoder(model: UniversalModel, precision: Precision, device: torch.device) -> Encode:
+    quick = fused(model)
+    last = model.backbone.prefers_channels_last
+    if last:
+        quick = quick.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+
+    def encode(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if last:
+            image = image.contiguous(memory_format=torch.channels_last_3d)
+        with computing_in(precision, device):
+            features, embedding = quick.encode(image)
+        return features, embedding.float()
+
+    return encode
