@@ -6,12 +6,14 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +116,34 @@ def test_a_dicom_folder_is_one_scan(network, here):
     expected = (phantom_hu() == 100)[::-1, ::-1]
     assert np.array_equal(labels(here / "out") == taxonomy()["liver"].id, expected)
     assert record(here / "out")["input"]["format"] == "DICOM"
+
+
+def test_a_study_with_a_folder_for_each_series_is_one_scan_where_a_series_is_named(network, here):
+    """As scanners export it. Without --series each folder is a scan; of two studies each has its own series."""
+    array, affine = stored_as(phantom_hu(), GRID, (0, 1, 2), (True, True, False))
+    for name in ("plain", "venous"):
+        describe = partial(setattr_of_slice, SeriesDescription=name)
+        dicom_series(here / "study" / name, array, affine, edit=describe, series_uid=f"1.2.{len(name)}")
+    ask = ("segment", here / "study", "-o", here / "out", "-c", "liver", "--no-preview")
+    for wanted in ("2", "venous"):
+        done = viscera(*ask, "--series", wanted, "--overwrite")
+        assert done.exit_code == 0, done.output
+        assert record(here / "out")["input"]["path"] == str(here / "study")
+        assert record(here / "out")["request"]["series"] == wanted
+    shutil.rmtree(here / "out")
+    done = viscera(*ask, "--series", "late")
+    assert done.exit_code == 2 and "2 CT venous" in words(done)
+    assert table(viscera(*ask)) == {"plain": "done", "venous": "done"}
+
+    other = partial(setattr_of_slice, SeriesDescription="venous", StudyInstanceUID="1.2.9")
+    dicom_series(here / "study" / "other", array, affine, edit=other, series_uid="1.2.99")
+    done = viscera(*ask, "--series", "venous", "--overwrite")
+    assert table(done).items() >= {"other": "done", "plain": "failed", "venous": "done"}.items()
+
+
+def setattr_of_slice(dataset: Any, z: int, **values: str) -> None:
+    for keyword, value in values.items():
+        setattr(dataset, keyword, value)
 
 
 def test_only_the_classes_asked_for_are_found(network, scan, here):
@@ -318,7 +348,7 @@ def test_a_full_disk_is_told_and_leaves_nothing_half_written(network, scan, here
     done = viscera("segment", scan, "-o", out, "--overwrite")
     monkeypatch.undo()
     assert done.exit_code == 2, repr(done.exception)
-    assert "No space left on device" in words(done)
+    assert "No space left on device" in words(done) and "Written to" not in done.output
     assert str(out) in words(done) and ".unfinished" not in done.output
     assert {name: (out / name).read_bytes() for name in files(out)} == before
     assert out.exists() == earlier

@@ -110,7 +110,7 @@ def segment(
         inference=InferenceSettings(precision=precision, overlap=overlap, device=device, runtime=runtime).resolved(),
     )
     save = SaveSettings(masks=masks, picture=preview, overwrite=overwrite)
-    cases = find_cases(scans, output or Path("viscera_out"))
+    cases = find_cases(scans, output or Path("viscera_out"), series=series)
     single = len(cases) == 1 and cases[0].scan == scans[0]
     if single:
         folder = output or Path(f"{cases[0].name}_viscera")
@@ -235,7 +235,8 @@ def _report(console: Console, outcome: Outcome, result: Result | None, single: b
         from viscera.report.tables import findings_table
 
         console.print(findings_table(result.findings))
-        console.print(f"Written to {outcome.case.output}/ in {outcome.seconds:.1f} s.")
+        if outcome.status == "done":  # a full disk fails a scan that has a result
+            console.print(f"Written to {outcome.case.output}/ in {outcome.seconds:.1f} s.")
 
 
 def _summary(outcomes: list[Outcome]) -> Table:

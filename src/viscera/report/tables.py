@@ -12,7 +12,7 @@ from viscera.report.findings import Finding
 from viscera.taxonomy import Structure
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group
 
 SLICER, ITKSNAP = "slicer.ctbl", "itksnap.txt"
 
@@ -38,8 +38,9 @@ def write_label_tables(structures: Sequence[Structure], folder: Path) -> None:
             path.write_text(text, encoding="utf-8")
 
 
-def findings_table(findings: Sequence[Finding]) -> Table:
+def findings_table(findings: Sequence[Finding]) -> Group:
     """For the terminal: the classes that were found with volume, density and remarks; the others in one line."""
+    from rich.console import Group
     from rich.table import Table
 
     found = [f for f in findings if f.volume_ml > 0]
@@ -51,9 +52,8 @@ def findings_table(findings: Sequence[Finding]) -> Table:
     for f in found:
         probability = "" if math.isnan(f.mean_probability) else f"{f.mean_probability:.2f}"
         table.add_row(f.name, f"{f.volume_ml:.1f}", f"{f.mean_hu:.0f}", probability, "; ".join(_remarks(f)))
-    if missing:
-        table.caption = f"Not found: {', '.join(missing)}."
-    return table
+    parts = [table] if found else []
+    return Group(*parts, *([f"Not found: {', '.join(missing)}."] if missing else []))
 
 
 def _remarks(finding: Finding) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from viscera.errors import InputError
+from viscera.io.dicom.read import is_one_study
 from viscera.io.find import case_names, scan_files
 from viscera.model.universal import UniversalModel
 from viscera.report.as_json import plain
@@ -35,14 +36,17 @@ class Outcome:
     error: Exception | None = None  # why it failed
 
 
-def find_cases(scans: Sequence[Path], output: Path) -> list[Case]:
+def find_cases(scans: Sequence[Path], output: Path, *, series: str | None = None) -> list[Case]:
     """The cases in `scans` (files, DICOM folders, archives, or folders of such), each with a name of its own.
+
+    series  which DICOM series will be read; where one is named, a folder that holds one study, however it is divided
+            into sub-folders, is one case
 
     A scan is named after its file; where two would share a name (`a/ct.nii.gz`, `b/ct.nii.gz`), the folders that
     tell them apart come before it (`a_ct`, `b_ct`). Results of earlier runs are no scans. Raises InputError if a
     folder holds no scan, or if a scan is named twice.
     """
-    found = [path for place in scans for path in (_scans_in(place) if place.is_dir() else [place])]
+    found = [path for place in scans for path in (_scans_in(place, series) if place.is_dir() else [place])]
     paths = [path.absolute() for path in found]
     if len(set(paths)) < len(paths):
         twice = next(path for path, count in Counter(paths).items() if count > 1)
@@ -50,7 +54,7 @@ def find_cases(scans: Sequence[Path], output: Path) -> list[Case]:
     return [Case(name, scan, output / name) for name, scan in zip(case_names(paths), found, strict=True)]
 
 
-def _scans_in(folder: Path) -> list[Path]:
+def _scans_in(folder: Path, series: str | None) -> list[Path]:
     """The scans in a folder, without what earlier runs wrote there."""
     written = {
         file.parent / name
@@ -60,6 +64,8 @@ def _scans_in(folder: Path) -> list[Path]:
     scans = [path for path in scan_files(folder) if path not in written]
     if not scans:
         raise InputError(f"{folder} holds no scans, only results of earlier runs.")
+    if series is not None and all(path.is_dir() for path in scans) and is_one_study(folder):
+        return [folder]
     return scans
 
 

@@ -40,6 +40,13 @@ def list_dicom_series(path: Path) -> list[SeriesInfo]:
     return [one.info for one in series]
 
 
+def is_one_study(folder: Path) -> bool:
+    """Whether the DICOM files of a folder and its sub-folders belong to one study: exports have a folder a series."""
+    with dicom_objects(folder) as objects:
+        studies = {str(found.header.get("StudyInstanceUID", "")) for found in objects}
+    return len(studies) == 1 and "" not in studies
+
+
 def read_dicom(path: Path, *, series: str | None = None, force: bool = False) -> Volume:
     """Read one series of a folder, a zip, a multi-frame file, or the series that a slice's file belongs to.
 
