@@ -221,6 +221,9 @@ def test_the_image_may_be_a_part_of_the_grid():
     masks = mask_set(colon=BODY | beside)
     out = after(masks, rules.not_beside_body(masks, ["colon"], Densities(box, hu), below_hu=-950.0))
     assert np.array_equal(out["colon"], BODY)
+    beyond = mask_set(colon=block((37, 39), (5, 8), (5, 9)))
+    out = after(beyond, rules.not_beside_body(beyond, ["colon"], Densities(box, hu), below_hu=-950.0))
+    assert not out["colon"].any()
 
 
 def test_a_piece_as_dense_as_bone_or_fat_is_no_liver_however_large():

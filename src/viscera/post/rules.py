@@ -54,18 +54,19 @@ def not_beside_body(masks: MaskSet, classes: Sequence[str], densities: Densities
     present = _present(masks, classes)
     if not present:
         return {}
-    air, _ = ndimage.label(densities.hu < below_hu)
-    around = np.zeros(int(air.max()) + 1, bool)
+    air, count = ndimage.label(densities.hu < below_hu)
+    around = np.zeros(count + 1, bool)
     for side in (air[0], air[-1], air[:, 0], air[:, -1]):
         around[side] = True
     around[0] = False
     changes = {}
     for key in present:
         soft = masks[key]
-        inside = soft.box.shared_with(densities.box)
-        kept = np.zeros(soft.box.shape, bool)
-        place = inside.seen_from(soft.box.start).slices
-        kept[place] = soft.mask[place] & ~around[air[inside.seen_from(densities.box.start).slices]]
+        seen = soft.box.shared_with(densities.box)
+        kept = np.zeros(soft.box.shape, bool)  # what was not seen is air
+        if not seen.is_empty:
+            place = seen.seen_from(soft.box.start).slices
+            kept[place] = soft.mask[place] & ~around[air[seen.seen_from(densities.box.start).slices]]
         changes[key] = soft.with_mask(kept)
     return changes
 

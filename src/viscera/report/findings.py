@@ -294,7 +294,7 @@ COLUMNS = (
 def findings_csv(findings: Sequence[Finding], flags: Sequence[Flag] = ()) -> str:
     """One row a class, and below it one row for each of its lesions (column `lesion`: its number).
 
-    Flags are told by their keys: the class's own, and in every row `flags`, those of the scan.
+    Flags are told by their keys: `flags` are the class's own; `scan_flags`, the same in every row, those of the scan.
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")
