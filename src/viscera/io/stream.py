@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self, cast
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+from isal import igzip
+from isal.igzip_lib import IsalError
 
 from viscera.errors import ImageError
 
@@ -33,13 +34,16 @@ class ByteStream:
             raise ImageError(f"{path} cannot be read: {error.strerror}.") from error
         is_gzip = self._file.peek(2)[:2] == _GZIP_MAGIC
         self._max_size = self._size * _GZIP_MAX_RATIO if is_gzip else self._size
-        self._content = gzip.GzipFile(fileobj=cast(BinaryIO, _HashingReader(self))) if is_gzip else None
+        self._content = self._gunzipped() if is_gzip else None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._file.close()
+
+    def _gunzipped(self) -> gzip.GzipFile:
+        return igzip.IGzipFile(fileobj=_HashingReader(self))  # type: ignore[no-untyped-call]
 
     def upto(self, count: int) -> bytes:
         """The next `count` bytes; fewer only where the file ends."""
@@ -66,30 +70,26 @@ class ByteStream:
             pass
         return self._sha.hexdigest()
 
-    def stored(self, count: int) -> bytes:
-        """The next `count` bytes as stored; hashed."""
-        block = self._file.read(count)
-        self._sha.update(block)
-        return block
+    def stored_into(self, buffer: Any) -> int:
+        """Fills `buffer` with the next bytes as stored, and hashes them; how many there were."""
+        count = self._file.readinto(buffer)
+        self._sha.update(memoryview(buffer)[:count])
+        return count
 
     def _filled(self, buffer: Any) -> memoryview:
         """As much of `buffer` as the file can fill."""
         view = memoryview(buffer)
         filled = 0
+        fill = self.stored_into if self._content is None else self._content.readinto
         try:
             while filled < len(view):
                 part = view[filled : filled + _CHUNK]
-                if self._content is not None:
-                    got = self._content.readinto(part)
-                else:
-                    got = self._file.readinto(part)
-                    self._sha.update(part[:got])
-                if not got:
+                if not (got := fill(part)):
                     break
                 filled += got
         except EOFError as error:
             raise self._truncated() from error
-        except (OSError, zlib.error) as error:  # gzip.BadGzipFile is an OSError
+        except (OSError, IsalError) as error:  # type: ignore[misc]  # gzip.BadGzipFile is an OSError
             raise ImageError(f"{self.path} is damaged ({error}). Copy or download it again.") from error
         return view[:filled]
 
@@ -106,8 +106,12 @@ class _HashingReader:
     def __init__(self, stream: ByteStream) -> None:
         self._stream = stream
 
+    def readinto(self, buffer: Any) -> int:
+        return self._stream.stored_into(buffer)
+
     def read(self, count: int) -> bytes:
-        return self._stream.stored(count)
+        buffer = bytearray(count)
+        return bytes(buffer[: self.readinto(buffer)])
 
 
 def sha256_of_file(path: Path) -> str:
