@@ -33,9 +33,10 @@ def weights(values, folder, sets, cache, launcher=(), **loop):
     ended = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert ended.returncode == 0, ended.stderr
     state = load_checkpoint(folder / LAST).state_dict()
-    return {key: value for key, value in state.items() if "running_" not in key}
+    return {key: value for key, value in state.items() if not key.endswith(STATISTICS)}
 
 
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
 
 

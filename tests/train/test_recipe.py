@@ -20,11 +20,15 @@ def test_every_packaged_recipe_reads(name):
 
 def test_a_file_is_named_after_itself_and_its_folders_lie_beside_it(tmp_path):
     (tmp_path / "mine.toml").write_text(
-        'classes = ["liver"]\n[sets]\nlits = "LiTS"\nbtcv = "/data/BTCV"\n[loop]\nsteps = 7\n'
+        'classes = ["liver"]\n[sets]\nlits = "LiTS"\nbtcv = "/data/BTCV"\n"ours.toml" = "."\n[loop]\nsteps = 7\n'
     )
     recipe = load_recipe(str(tmp_path / "mine.toml"))
     assert (recipe.name, recipe.loop.steps, recipe.classes) == ("mine", 7, ("liver",))
-    assert recipe.sets == {"lits": str(tmp_path / "LiTS"), "btcv": "/data/BTCV"}
+    assert recipe.sets == {
+        "lits": str(tmp_path / "LiTS"),
+        "btcv": "/data/BTCV",
+        str(tmp_path / "ours.toml"): str(tmp_path),
+    }
     assert recipe.augment == STRONG
 
 

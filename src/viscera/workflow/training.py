@@ -240,6 +240,5 @@ def _require_multiple(recipe: Recipe, config: ModelConfig) -> None:
     """Raises SettingError for patches that the backbone does not take."""
     from viscera.model.backbones.base import make_backbone
 
-    with torch.device("meta"):
-        backbone = make_backbone(config.backbone, config.backbone_settings)
+    backbone = make_backbone(config.backbone, config.backbone_settings)
     backbone.check_size(torch.empty(1, 1, *recipe.sampling.patch_voxels, device="meta"))
