@@ -34,6 +34,14 @@ def test_sets_are_drawn_alike_however_many_scans_they_have(entries):
     assert len(entries) == 8 and abs(share["kits"] - 300) < 75, "kits has six of the eight scans"
 
 
+def test_a_set_may_be_drawn_from_more_often_than_others(entries):
+    made = sampler(entries, set_weights={"amos": 3.0})
+    share = Counter(entries[made.draw(n).case].dataset for n in range(600))
+    assert abs(share["amos"] - 450) < 60
+    with pytest.raises(SettingError, match="names 'lits'"):
+        sampler(entries, set_weights={"lits": 1.0})
+
+
 def test_lesions_are_lifted_and_shares_are_as_told(entries):
     made = sampler(entries)
     draws = [made.draw(n) for n in range(1500)]

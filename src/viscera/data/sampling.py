@@ -6,8 +6,8 @@ one sequence without talking to each other, and a draw can be repeated to look a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -28,6 +28,7 @@ class SamplingSettings:
     lesions        ... on a voxel of a lesion class. What a set does not annotate drops out. The default gives the
                    paper's 1 : 2 in sets of organs and 1 : 2 : 5 where there are tumours (arXiv 2301.00785: 1 : 1 : 5)
     rarity_power   a class annotated in few of the sets is drawn more often in those: by (sets / sets with it)^power
+    set_weights    how often each data set is drawn from, against 1 for those not named; all alike by default
     jitter         the drawn voxel lies anywhere within this share of the patch around the patch's centre
     """
 
@@ -36,6 +37,7 @@ class SamplingSettings:
     organs: float = 2.0
     lesions: float = 5.0
     rarity_power: float = 0.5
+    set_weights: Mapping[str, float] = field(default_factory=dict)
     jitter: float = 0.5
 
     def __post_init__(self) -> None:
@@ -43,6 +45,8 @@ class SamplingSettings:
             raise SettingError(f"The patch is {self.patch_voxels} voxels; each side needs at least 8.")
         if min(self.background, self.organs, self.lesions) < 0 or self.background + self.organs + self.lesions <= 0:
             raise SettingError("background, organs and lesions are weights: none below 0, and not all 0.")
+        if wrong := [key for key, weight in self.set_weights.items() if weight <= 0]:
+            raise SettingError(f"set_weights gives {wrong[0]!r} {self.set_weights[wrong[0]]}; a weight is above 0.")
         if not 0 <= self.jitter <= 1:
             raise SettingError(f"The jitter is {self.jitter}; it must lie between 0 and 1.")
 
@@ -93,12 +97,16 @@ class PatchSampler:
         self._sets: dict[str, list[int]] = {}
         for index, case in enumerate(cases):
             self._sets.setdefault(case.dataset, []).append(index)
+        if unknown := sorted(set(settings.set_weights) - set(self._sets)):
+            raise SettingError(f"set_weights names {unknown[0]!r}; the sets are {', '.join(self._sets)}.")
+        weights = np.array([settings.set_weights.get(name, 1.0) for name in self._sets])
+        self._set_shares = weights / weights.sum()
         self._choices = {name: self._weighted(members) for name, members in self._sets.items()}
 
     def draw(self, number: int) -> Draw:
         """The `number`-th patch of the sequence, counted from 0."""
         rng = np.random.Generator(np.random.Philox(key=[self.seed, number]))
-        dataset = list(self._sets)[rng.integers(len(self._sets))]
+        dataset = list(self._sets)[int(rng.choice(len(self._sets), p=self._set_shares))]
         choices = self._choices[dataset]
         weights = np.array([self.settings.background, *(choice.weight for choice in choices)])
         if not weights.any():
