@@ -15,8 +15,7 @@ import typer
 from viscera.errors import OutputError, SettingError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
+    from rich.console import Console, Group
 
     from viscera.train.loop import Report
     from viscera.train.recipe import Recipe
@@ -212,11 +211,12 @@ def _line(report: Report) -> str:
     )
 
 
-def _live_table(report: Report, dice: Mapping[str, float]) -> Table:
-    """Soft Dice of patches and Dice of the last validation, class by class."""
+def _live_table(report: Report, dice: Mapping[str, float]) -> Group:
+    """How the run stands, and class by class soft Dice of patches and Dice of the last validation."""
+    from rich.console import Group
     from rich.table import Table
 
-    table = Table(title=_line(report), box=None, header_style="bold", title_justify="left")
+    table = Table(box=None, header_style="bold")
     for column in ("class", "patches", "Dice in patches", "Dice in whole scans"):
         table.add_column(column, justify="left" if column == "class" else "right")
     merged: dict[str, list[float]] = {}
@@ -228,7 +228,7 @@ def _live_table(report: Report, dice: Mapping[str, float]) -> Table:
     for name, (patches, drawn, total) in merged.items():
         soft = f"{total / drawn:.2f}" if drawn else "-"
         table.add_row(name, f"{patches:.0f}", soft, f"{dice[name]:.2f}" if name in dice else "-")
-    return table
+    return Group(_line(report), table)
 
 
 def _show_plan(plan: Plan, cost: Cost) -> None:
