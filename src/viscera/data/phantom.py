@@ -128,7 +128,7 @@ def phantom_cases(
     number = sum(ord(letter) * 31**place for place, letter in enumerate(dataset.key)) % 100_000
     used: set[str] = set()
     for group in dataset.groups:
-        lesions = [key for key in group.annotated if taxonomy()[key].is_lesion]
+        lesions = [key for key in group.annotated if taxonomy()[key].is_lesion and key not in group.free_of]
         fresh = (name for name in case_names(group.example) if name not in used)
         for name in islice(fresh, cases):
             used.add(name)
