@@ -10,6 +10,7 @@ import pytest
 from scipy import ndimage
 
 from viscera.components import components, largest_component, without_small
+from viscera.data.anatomy import anatomy
 from viscera.errors import KnowledgeError
 from viscera.io.orientation import to_ras
 from viscera.io.read import read_volume
@@ -268,6 +269,29 @@ def test_specks_of_organs_go():
     assert {key: bool(done.whole(key).any()) for key in done} == {
         "liver": False, "aorta": True, "left_adrenal_gland": True,
     }  # fmt: skip
+
+
+def test_no_rule_takes_an_organ_that_looks_and_measures_as_the_anatomy_says():
+    """Two tables that could drift apart: densities in every phase, and the smallest plausible volume."""
+    tissues = anatomy().tissues
+    for entry in rule_entries():
+        for key in entry.classes:
+            means_hu = [mean for mean, _ in tissues[key].hu.values()]
+            limits_ml = tissues[key].volume_ml
+            if entry.name == "plausible_density":
+                assert entry.arguments["least_hu"] < min(means_hu) and max(means_hu) < entry.arguments["most_hu"], key
+            if entry.name in ("not_in_air", "not_beside_body"):
+                assert entry.arguments["below_hu"] < min(means_hu), key
+            if entry.name == "minimum_volume" and limits_ml is not None:
+                assert entry.arguments["volume_mm3"] / 1000 < limits_ml[0], key
+
+
+def test_gas_is_no_lung_and_neither_is_a_solid_organ():
+    lung = next(e for e in rule_entries() if e.name == "plausible_density" and "right_lung" in e.classes)
+    for hu, stays in ((-1000, False), (-850, True), (-300, True), (40, False)):
+        masks = mask_set(right_lung=RIGHT)
+        out = after(masks, rules.plausible_density(masks, lung.classes, scan((RIGHT, hu)), **lung.arguments))
+        assert out["right_lung"].any() == stays, hu
 
 
 def test_real_organs_keep_their_voxels(shared_dir):
