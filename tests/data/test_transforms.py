@@ -5,12 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from viscera.data.anatomy import anatomy
 from viscera.data.assemble import LabelTable
 from viscera.data.catalogue import parse_labels
 from viscera.data.loader import PatchSource
 from viscera.data.sampling import PatchSampler, SamplingSettings
+from viscera.data.spatial import patch_box
 from viscera.data.transforms import NONE, PAPER, RECIPES, STRONG, AugmentSettings, draw_augmentation, mirrored
 from viscera.errors import SettingError
 from viscera.taxonomy import taxonomy
@@ -37,6 +40,22 @@ def test_a_patch_can_be_made_again(entries, recipe):
         assert first.image.shape == PATCH and first.image.dtype == torch.float32
         assert first.image.min() >= 0 and first.image.max() <= 1 and torch.isfinite(first.image).all()
         assert first.codes.max() < first.table.rows.shape[1]
+
+
+@settings(max_examples=40, deadline=None)
+@given(number=st.integers(0, 10_000))
+def test_a_patch_that_nothing_happens_to_is_the_crop_of_the_whole_scan(entries, number):
+    """Image and codes; what lies beyond the scan is air that belongs to nothing."""
+    made = source(entries, NONE)
+    patch, draw = made[number], made.sampler.draw(number)
+    entry = entries[draw.case]
+    start, stop = patch_box(draw.centre, PATCH)
+    margin = max(PATCH)  # no patch begins farther out
+    around = tuple(slice(a + margin, b + margin) for a, b in zip(start, stop, strict=True))
+    low, high = WINDOW
+    hu = np.pad(entry.image().astype(np.float32), margin, constant_values=-1024)[around]
+    np.testing.assert_allclose(patch.image.numpy(), ((hu - low) / (high - low)).clip(0, 1), atol=1e-6)
+    np.testing.assert_array_equal(patch.codes.numpy(), np.pad(entry.codes(), margin)[around])
 
 
 CHANGES = [

@@ -347,26 +347,25 @@ def test_kill_9_while_the_run_is_written_changes_no_weight(sets, cache, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # the command starts 21 times, and the machine may be busy
 def test_killed_at_twenty_moments_it_ends_with_the_same_weights(sets, cache, tmp_path, plan):
     """`kill -9` at random moments of the command, again and again, until it is through."""
-    changed = plan(loop=dict(steps=40, save_every=1, batch_size=2), validation=dict(every=10, share=0.5))
+    changed = plan(loop=dict(steps=200, save_every=1), validation=dict(every=50, share=0.5))
     run(changed, tmp_path / "whole", device="cpu")
     recipe = tmp_path / "tiny.toml"
-    recipe.write_text(as_toml({**TINY, "validation": {"every": 10, "share": 0.5}}, steps=40, save_every=1))
+    recipe.write_text(as_toml({**TINY, "validation": {"every": 50, "share": 0.5}}, steps=200, save_every=1))
     command = [sys.executable, "-m", "viscera", "train", str(recipe), "--cache", str(cache), "--device", "cpu"]
     command += ["-o", str(tmp_path / "killed"), *(part for key in sets for part in ("--data", f"{key}={sets[key]}"))]
-    rng, kills, begin = np.random.default_rng(0), 0, time.monotonic()
+    rng = np.random.default_rng(0)
     reached = tmp_path / "killed" / STATE
-    while kills < 20:
+    for _ in range(20):
         child = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
         before = reached.stat().st_mtime if reached.exists() else 0.0
         while child.poll() is None and (not reached.exists() or reached.stat().st_mtime == before):
             time.sleep(0.02)
         time.sleep(float(rng.uniform(0, 0.2)))
-        if child.poll() is None:
-            os.killpg(child.pid, signal.SIGKILL)
-            kills += 1
-        assert child.wait() in (0, -signal.SIGKILL)
-        assert time.monotonic() - begin < 280
+        assert child.poll() is None, "it ended before it could be killed"
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
     assert subprocess.run(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL).returncode == 0
     assert_same(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
