@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -59,16 +61,60 @@ def test_goes_on_after_a_failure_and_resume_does_only_what_is_missing(bands, fol
 def test_even_a_bug_in_one_scan_does_not_stop_the_others(bands, folder, tmp_path, monkeypatch):
     from viscera.workflow import cohort
 
-    real = cohort.segment_scan
+    real = cohort.make_ready
 
     def sometimes(scan, *arguments, **more):
         if "a" in scan.parts:
             raise RuntimeError("not enough memory: you tried to allocate 1 byte")
         return real(scan, *arguments, **more)
 
-    monkeypatch.setattr(cohort, "segment_scan", sometimes)
+    monkeypatch.setattr(cohort, "make_ready", sometimes)
     outcomes = segment_many(
         find_cases([folder], tmp_path / "out"), bands, SegmentSettings(), SaveSettings(picture=False)
     )
     assert [o.status for o in outcomes] == ["failed", "done", "failed"]
     assert isinstance(outcomes[0].error, RuntimeError)
+
+
+@pytest.mark.timeout(60)
+def test_the_next_scan_is_read_and_the_last_one_written_while_the_network_works(bands, tmp_path, monkeypatch):
+    from viscera.workflow import cohort
+
+    for name in ("a", "b", "c"):
+        nib.save(nib.Nifti1Image(phantom_hu(), np.diag([3.0, 3, 3, 1])), tmp_path / f"{name}.nii.gz")
+    read = {name: threading.Event() for name in "abc"}
+    written = {name: threading.Event() for name in "abc"}
+    make_ready, find_masks, describe = cohort.make_ready, cohort.find_masks, cohort.describe
+
+    def reading(scan, *arguments):
+        ready = make_ready(scan, *arguments)
+        read[scan.name[0]].set()
+        return ready
+
+    def computing(ready, *arguments):
+        name = ready.path.name[0]
+        if name != "c":
+            assert read[chr(ord(name) + 1)].wait(30), "the next scan is not read meanwhile"
+        if name != "a":
+            assert written[chr(ord(name) - 1)].wait(30), "the last scan is not written meanwhile"
+        return find_masks(ready, *arguments)
+
+    def describing(masked, *arguments):
+        result = describe(masked, *arguments)
+        written[masked.ready.path.name[0]].set()
+        return result
+
+    for name, stand_in in (("make_ready", reading), ("find_masks", computing), ("describe", describing)):
+        monkeypatch.setattr(cohort, name, stand_in)
+    told = []
+    outcomes = segment_many(
+        find_cases([tmp_path], tmp_path / "out"),
+        bands,
+        SegmentSettings(),
+        SaveSettings(picture=False),
+        begun=lambda case: told.append(f"begun {case.name}"),
+        ended=lambda outcome, result: told.append(f"ended {outcome.case.name}"),
+    )
+    assert [o.status for o in outcomes] == ["done"] * 3, [o.error for o in outcomes]
+    assert [item for item in told if item.startswith("ended")] == ["ended a", "ended b", "ended c"]
+    assert all(told.index(f"begun {name}") < told.index(f"ended {name}") for name in "abc")

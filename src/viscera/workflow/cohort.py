@@ -1,9 +1,10 @@
-"""Many scans, one after the other: goes on after a failure, skips what is whole, and says how each one went."""
+"""Many scans: reads, computes and writes side by side, goes on after a failure, and says how each one went."""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,7 +15,21 @@ from viscera.io.find import case_names, scan_files
 from viscera.model.universal import UniversalModel
 from viscera.report.as_json import plain
 from viscera.workflow.outputs import RECORD, is_whole, read_record, refuse_existing
-from viscera.workflow.scan import Result, SaveSettings, SegmentSettings, Stage, Stopwatch, request, segment_scan
+from viscera.workflow.scan import (
+    Masked,
+    Ready,
+    Result,
+    SaveSettings,
+    SegmentSettings,
+    Stage,
+    Stopwatch,
+    describe,
+    find_masks,
+    make_ready,
+    request,
+)
+
+Status = Literal["done", "skipped", "failed"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +46,7 @@ class Outcome:
     """How one case ended."""
 
     case: Case
-    status: Literal["done", "skipped", "failed"]
+    status: Status
     seconds: float = 0.0
     error: Exception | None = None  # why it failed
 
@@ -82,31 +97,105 @@ def segment_many(
 ) -> list[Outcome]:
     """Segments every case into its folder; an error in one does not stop the others.
 
+    While the network works on one case, the next one is read and the one before is measured and written: three scans
+    are in memory at once.
+
     resume  skip a case whose folder holds a whole result of the same scan, model and settings
-    begun, ended  called before and after each case
+    begun, ended  called before a case's network and when its result is written, from the caller's thread
     """
-    outcomes = []
-    for case in cases:
-        if begun is not None:
-            begun(case)
-        result = None
-        watch = Stopwatch(listener)
-        try:
-            if resume and is_done(case, model, settings, save):
-                outcome = Outcome(case, "skipped")
-            else:
-                # A folder that is not whole is an interrupted run's, and may be replaced by --resume.
-                save_here = save.replacing(save.overwrite or resume)
-                refuse_existing(case.output, save_here.overwrite)
-                result = segment_scan(case.scan, model, settings, watch=watch)
-                result.save(case.output, save_here, watch=watch)
-                outcome = Outcome(case, "done", sum(watch.seconds.values()))
-        except Exception as error:  # also a bug or a lack of memory: the other scans must not suffer from it
-            outcome = Outcome(case, "failed", sum(watch.seconds.values()), error)
-        outcomes.append(outcome)
+    work = _Work(model, settings, save, resume, listener if len(cases) == 1 else None)
+    outcomes: list[Outcome] = []
+
+    def finished(step: Future[_Step]) -> None:
+        done = step.result()
+        outcomes.append(done.outcome())
         if ended is not None:
-            ended(outcome, result)
+            ended(outcomes[-1], done.result)
+
+    with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as writer:
+        waiting = deque(cases)
+        ahead = reader.submit(work.read, waiting.popleft()) if waiting else None
+        behind: Future[_Step] | None = None
+        while ahead is not None:
+            step = ahead.result()
+            ahead = reader.submit(work.read, waiting.popleft()) if waiting else None
+            if begun is not None:
+                begun(step.case)
+            work.compute(step, listener)
+            if behind is not None:
+                finished(behind)
+            behind = writer.submit(work.write, step)
+        if behind is not None:
+            finished(behind)
     return outcomes
+
+
+@dataclass
+class _Step:
+    """One case on its way; an error ends the way."""
+
+    case: Case
+    watch: Stopwatch
+    skipped: bool = False
+    ready: Ready | None = None
+    masked: Masked | None = None
+    result: Result | None = None
+    error: Exception | None = None
+
+    def outcome(self) -> Outcome:
+        status: Status = "failed" if self.error is not None else "skipped" if self.skipped else "done"
+        return Outcome(self.case, status, sum(self.watch.seconds.values()), self.error)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """The three parts of a case's way, each of which keeps its error in the step: also a bug or a lack of memory, from
+    which the other scans must not suffer."""
+
+    model: UniversalModel
+    settings: SegmentSettings
+    save: SaveSettings
+    resume: bool
+    listener: Stage | None  # of reading and writing
+
+    def read(self, case: Case) -> _Step:
+        step = _Step(case, Stopwatch(self.listener))
+        try:
+            if self.resume and is_done(case, self.model, self.settings, self.save):
+                step.skipped = True
+            else:
+                refuse_existing(case.output, self._save_here.overwrite)
+                step.ready = make_ready(case.scan, self.model, self.settings, step.watch)
+        except Exception as error:
+            step.error = error
+        return step
+
+    def compute(self, step: _Step, listener: Stage | None) -> None:
+        if step.ready is None:
+            return
+        step.watch.listener = listener
+        try:
+            step.masked = find_masks(step.ready, self.model, self.settings, step.watch)
+        except Exception as error:
+            step.error = error
+        step.watch.listener = self.listener
+        step.ready = None
+
+    def write(self, step: _Step) -> _Step:
+        if step.masked is None:
+            return step
+        try:
+            step.result = describe(step.masked, self.model, self.settings, step.watch)
+            step.masked = None
+            step.result.save(step.case.output, self._save_here, watch=step.watch)
+        except Exception as error:
+            step.error = error
+        return step
+
+    @property
+    def _save_here(self) -> SaveSettings:
+        """A folder that is not whole is an interrupted run's, and may be replaced by --resume."""
+        return self.save.replacing(self.save.overwrite or self.resume)
 
 
 def is_done(case: Case, model: UniversalModel, settings: SegmentSettings, save: SaveSettings) -> bool:

@@ -310,11 +310,37 @@ def segment_scan(
     Raises ImageError for a scan that cannot be used, ClassNameError for classes the model does not have.
     """
     settings, watch = settings or SegmentSettings(), watch or Stopwatch()
+    return describe(
+        find_masks(make_ready(scan, model, settings, watch), model, settings, watch), model, settings, watch
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Ready:
+    """A scan that waits for the network."""
+
+    path: Path | None
+    volume: Volume
+    reorientation: Reorientation
+    prepared: Prepared
+    started: datetime
+
+
+@dataclass(frozen=True, eq=False)
+class Masked:
+    """A scan after network and rules."""
+
+    ready: Ready
+    masks: MaskSet
+    faint: MaskSet  # of the lesions whose probabilities are asked for
+    notes: Sequence[RuleNote]
+
+
+def make_ready(scan: str | Path | Volume, model: UniversalModel, settings: SegmentSettings, watch: Stopwatch) -> Ready:
+    """The first part of `segment_scan`: reads the scan and brings it before the network."""
     started = datetime.now(UTC)
     structures = chosen_classes(model, settings.classes)
-    asked = [s.key for s in structures]
-    lesions = [s.key for s in structures if s.is_lesion] if settings.probabilities else []
-    if settings.probabilities and not lesions:
+    if settings.probabilities and not any(s.is_lesion for s in structures):
         raise SettingError("Probability maps are those of tumours and cysts, and none is among the classes asked for.")
     with watch.stage("Reading"):
         volume = (
@@ -326,12 +352,20 @@ def segment_scan(
         hu, _, reorientation = to_ras(volume)
         spacing_mm = spacing_in_ras(volume, reorientation)
         prepared = prepare(hu, spacing_mm, model.config.preprocessing, crop_to_body=settings.crop)
+    return Ready(None if isinstance(scan, Volume) else Path(scan), volume, reorientation, prepared, started)
+
+
+def find_masks(ready: Ready, model: UniversalModel, settings: SegmentSettings, watch: Stopwatch) -> Masked:
+    """The second part of `segment_scan`: the network, and the rules on its own grid."""
+    structures = chosen_classes(model, settings.classes)
+    asked = [s.key for s in structures]
+    lesions = [s.key for s in structures if s.is_lesion] if settings.probabilities else []
     with watch.stage("Network"):
         # A tumour's rule looks at its organ, so the organ is computed along with it.
         computed = [k for k in needed_classes(asked) if k in model.config.classes] if settings.post else asked
         masks = predict(
             model,
-            prepared,
+            ready.prepared,
             computed,
             settings.inference,
             lambda done, total: watch.step("Network", done, total),
@@ -342,18 +376,26 @@ def segment_scan(
     notes: Sequence[RuleNote] = ()
     if settings.post:
         with watch.stage("Rules"):
-            masks, notes = apply_rules(masks, prepared.densities)
-    scan_masks = ScanMasks(masks, prepared, reorientation)
+            masks, notes = apply_rules(masks, ready.prepared.densities)
+    return Masked(ready, masks, faint, notes)
+
+
+def describe(masked: Masked, model: UniversalModel, settings: SegmentSettings, watch: Stopwatch) -> Result:
+    """The last part of `segment_scan`: masks on the scan's own grid, findings, and the record of the run."""
+    ready, structures = masked.ready, chosen_classes(model, settings.classes)
+    volume, reorientation = ready.volume, ready.reorientation
+    scan_masks = ScanMasks(masked.masks, ready.prepared, reorientation)
     with watch.stage("Findings"):
         label_map, findings = _paint_and_measure(volume, scan_masks, structures, model.config.thresholds, watch)
         # An untrained network that finds nothing says nothing of the scan.
         organs = [f for f in findings if f.kind == "organ" and model.config.trained]
         found = sum(f.volume_ml > 0 for f in organs)
-        flags = scan_flags(hu, volume.voxel_volume_mm3, organs_asked=len(organs), organs_found=found)
+        flags = scan_flags(
+            reorientation.apply(volume.array), volume.voxel_volume_mm3, organs_asked=len(organs), organs_found=found
+        )
     untrained = () if model.config.trained else (UNTRAINED,)
     warnings = (*untrained, *volume.provenance.notes, *(flag.sentence for flag in flags))
-    path = None if isinstance(scan, Volume) else Path(scan)
-    asked_for = request(path, model, settings)
+    asked_for = request(ready.path, model, settings)
     record = run_record(
         volume=volume,
         orientation="".join(nib.aff2axcodes(volume.affine)),
@@ -366,15 +408,15 @@ def segment_scan(
         },
         request=asked_for,
         used=asdict(settings.inference.resolved(model.config.inference.mode)),
-        rules=notes,
+        rules=masked.notes,
         warnings=warnings,
         timings_s=watch.seconds,
-        started=started,
+        started=ready.started,
     )
     probabilities = None
-    if lesions:
-        thresholds = {key: model.config.thresholds.get(key, 0.5) for key in lesions}
-        probabilities = ProbabilityMaps(ScanMasks(faint, prepared, reorientation), thresholds)
+    if masked.faint:
+        thresholds = {key: model.config.thresholds.get(key, 0.5) for key in masked.faint}
+        probabilities = ProbabilityMaps(ScanMasks(masked.faint, ready.prepared, reorientation), thresholds)
     return Result(volume, structures, label_map, findings, flags, record, warnings, scan_masks, probabilities)
 
 
