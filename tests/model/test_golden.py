@@ -11,9 +11,12 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
-from viscera.model.checkpoint import load_checkpoint, model_sha256, save_checkpoint
-from viscera.model.import_released import import_released
+from viscera.cli.main import app
+from viscera.model.build import untrained
+from viscera.model.import_released import clean_keys
+from viscera.model.store import load_model
 
 BACKBONES = {"unet": "unet", "swinunetr": "swin_unetr", "unetpp": "unetpp", "dints": "dints"}
 SEED = 1
@@ -47,25 +50,25 @@ def rule_state(manifest, integers):
 
 
 @pytest.mark.parametrize("golden", BACKBONES)
-def test_the_imported_checkpoint_gives_the_golden_logits(golden, shared_dir, tmp_path):
-    from viscera.model.build import untrained
-
+def test_the_imported_checkpoint_gives_the_golden_logits(golden, shared_dir, tmp_path, monkeypatch):
+    """As the data-parallel wrapper saved it, with and without `backbone.`; what else training keeps lies beside it."""
+    monkeypatch.setenv("VISCERA_HOME", str(tmp_path))
     manifest = json.loads((shared_dir / "golden" / f"{golden}_state_dict.json").read_text())
     integers = untrained(BACKBONES[golden]).state_dict()
     assert list(integers.keys() - manifest.keys()) == list(manifest.keys() - integers.keys()) == []
     state = rule_state(manifest, integers)
-    # As the data-parallel wrapper saved it: and the optimiser's and the scheduler's leftovers beside it.
-    wrapped = {"net": {f"module.{key}": value for key, value in state.items()}, "epoch": np.int64(3), "optimizer": {}}
-    torch.save(wrapped, tmp_path / "released.pth")
-    model = import_released(tmp_path / "released.pth")
+    wrapped = {f"module.{key}": value for key, value in state.items()}
+    short = {f"module.{key.removeprefix('backbone.')}": value for key, value in state.items()}
+    assert clean_keys(wrapped, "x.pth") == clean_keys(short, "x.pth") == state  # the very same tensors
+    torch.save({"net": short, "epoch": np.int64(3), "optimizer": {}}, tmp_path / "released.pth")
+    done = CliRunner().invoke(app, ["weights", "import", str(tmp_path / "released.pth"), "--name", "mine"])
+    assert done.exit_code == 0, done.output
+    model = load_model("mine")
     assert model.config.backbone == BACKBONES[golden]
-
-    again = load_checkpoint(save_checkpoint(model, tmp_path / "ours.safetensors"))
-    assert model_sha256(again) == model_sha256(model)
 
     image = np.random.Generator(np.random.PCG64(SEED + 1000)).random((1, 1, 64, 64, 64), np.float32)
     with torch.inference_mode():
-        logits = again(torch.from_numpy(image))[0]
+        logits = model(torch.from_numpy(image))[0]
     expected = np.load(shared_dir / "golden" / f"{golden}_seed1.npz")
     assert np.abs(logits[:, ::4, ::4, ::4].numpy() - expected["logits_stride4"]).max() <= 2e-4 * expected["std"]
     assert float(logits.mean()) == pytest.approx(float(expected["mean"]), abs=1e-4)

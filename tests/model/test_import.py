@@ -43,6 +43,7 @@ VARIANTS = {
     "as the model has them": lambda state: state,
     "without backbone": without_backbone,
     "data parallel": with_module,
+    "another wrapper": lambda state: {f"_orig_mod.{key}": value for key, value in state.items()},
     "data parallel without backbone": lambda state: with_module(without_backbone(state)),
 }
 

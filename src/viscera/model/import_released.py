@@ -1,7 +1,8 @@
 """Released checkpoints (.pth pickles of the paper's authors) to ours, without running anything they contain.
 
 Such a file is a dict with `net` (the state dict), `optimizer`, `scheduler` and `epoch`, or a state dict alone. Its keys
-carry one leading component from a data-parallel wrapper (`module.`), and those of the backbone may lack `backbone.`.
+carry one leading component from a data-parallel wrapper (`module.`; other wrappers have other words), and those of the
+backbone may lack `backbone.`.
 The buffer `organ_embedding` is the CLIP text vector of every class, so no text encoder is needed.
 """
 
@@ -119,10 +120,11 @@ def clean_keys(state: Mapping[str, torch.Tensor], where: str) -> dict[str, torch
 
     Raises CheckpointError if two keys become the same.
     """
-    wrapped = all(key.startswith("module.") for key in state)
+    first = {key.split(".")[0] for key in state}
+    wrapper = f"{min(first)}." if len(first) == 1 and first.isdisjoint(_OWN_PARTS) else ""
     cleaned: dict[str, torch.Tensor] = {}
     for key, value in state.items():
-        new = key.removeprefix("module.") if wrapped else key
+        new = key.removeprefix(wrapper)
         if new.split(".")[0] not in _OWN_PARTS:
             new = f"backbone.{new}"
         if new in cleaned:

@@ -116,7 +116,8 @@ def _short(note: str, most: int = 120) -> str:
 def informative_slices(label_map: npt.NDArray[np.unsignedinteger], axis: int) -> tuple[int, int]:
     """Two slices across `axis` that show most: many classes first, then much area; apart by a sixth of the axis.
 
-    Without any class: the slices at one third and two thirds.
+    Where classes lie in one place only, the other slice shows the scan: that at one or at two thirds of the axis, the
+    one further away. Without any class: both of these.
     """
     slices = np.moveaxis(label_map, axis, 0)
     n = len(slices)
@@ -130,9 +131,10 @@ def informative_slices(label_map: npt.NDArray[np.unsignedinteger], axis: int) ->
         return n // 3, (2 * n) // 3
     first = int(score.argmax())
     far = np.abs(np.arange(n) - first) >= max(1, n // 6)
-    if not score[far].any():
-        return first, first
-    second = int(np.where(far, score, -1).argmax())
+    if score[far].any():
+        second = int(np.where(far, score, -1).argmax())
+    else:
+        second = max(n // 3, (2 * n) // 3, key=lambda i: abs(i - first))
     # The upper (more right, more anterior) slice first.
     return max(first, second), min(first, second)
 
