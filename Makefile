@@ -43,7 +43,7 @@ format: $(READY) ## let ruff format the code
 bench: $(READY) ## run every benchmark; each prints its table and fails below its bar
 	@status=0; for script in bench/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script || status=1; done; exit $$status
 
-claims: $(READY) ## run the claims of the method on phantoms: trainings, half an hour
+claims: $(READY) ## train small networks on phantoms to see whether the claims of the method hold (long)
 	@status=0; for script in bench/claims/[a-z]*.py; do \
 		[ $$script = bench/claims/common.py ] && continue; \
 		echo "== $$script"; $(BIN)/python $$script || status=1; \

@@ -337,6 +337,7 @@ print(kills)
 """
 
 
+@pytest.mark.timeout(900)
 def test_kill_9_while_the_run_is_written_changes_no_weight(sets, cache, tmp_path, undisturbed):
     (tmp_path / "tiny.toml").write_text(as_toml({**TINY, "sets": sets}, save_every=1))
     command = [sys.executable, "-c", TRAIN_AND_DIE, str(tmp_path / "tiny.toml"), str(cache), str(tmp_path / "run")]
