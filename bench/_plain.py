@@ -42,7 +42,7 @@ class Plain:
     def __call__(self, window: torch.Tensor) -> torch.Tensor:
         """[1, 1, X, Y, Z] -> logits [1, K, X, Y, Z]"""
         features, embedding = self.model.encode(window)
-        parameters = self.model._head_parameters(embedding, self.channels)[0]
+        parameters = self.model.head_parameters(embedding, self.channels)[0]
         return plain_head(features[0], parameters)[None]
 
     def scan(self, image: torch.Tensor, window: Sequence[int], overlap: float) -> torch.Tensor:

@@ -15,6 +15,7 @@ from viscera.cli.classes import classes
 from viscera.cli.compare import compare
 from viscera.cli.evaluate import agreement, check_reports, evaluate
 from viscera.cli.export import export, splits
+from viscera.cli.export_model import export_model
 from viscera.cli.phantom import phantom
 from viscera.cli.segment import demo, segment
 from viscera.cli.train import train
@@ -58,6 +59,7 @@ app.command()(compare)
 app.command()(agreement)
 app.command("check-reports")(check_reports)
 app.command()(export)
+app.command("export-model")(export_model)
 app.command()(splits)
 
 

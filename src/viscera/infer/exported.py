@@ -47,7 +47,7 @@ class VisionBranch(nn.Module):
 
 def exported_program(model: UniversalModel, shape: Triple) -> torch.export.ExportedProgram:
     """The vision branch, fused, as a graph for images [1, 1, *shape]. No number is computed."""
-    with _quietly(), torch.no_grad():
+    with quietly(), torch.no_grad():
         return torch.export.export(VisionBranch(fused(model)).eval(), (torch.zeros(1, 1, *shape),))
 
 
@@ -97,7 +97,7 @@ def _converted(program: torch.export.ExportedProgram) -> Any:
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
 
-    with _quietly():
+    with quietly():
         frontend = FrontEndManager().load_by_framework("pytorch")
         decoder = TorchFXPythonDecoder.from_exported_program(program)  # must live until the end
         return frontend.convert(frontend.load(decoder))
@@ -130,7 +130,7 @@ def _keep(made: Any, place: Path) -> None:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Without the exporters' warnings about their own insides."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -85,10 +85,10 @@ class UniversalModel(nn.Module):
         image_embedding  [B, 256]
         """
         with torch.autocast(features.device.type, enabled=False):
-            parameters = self._head_parameters(image_embedding.float(), classes)
+            parameters = self.head_parameters(image_embedding.float(), classes)
             return torch.stack([apply_heads(f, p) for f, p in zip(features.float(), parameters, strict=True)])
 
-    def _head_parameters(self, image_embedding: torch.Tensor, classes: Sequence[int] | None) -> torch.Tensor:
+    def head_parameters(self, image_embedding: torch.Tensor, classes: Sequence[int] | None) -> torch.Tensor:
         """What the controller makes of image and text: [B, K, 153]."""
         text = self.text_part()
         if classes is not None:
