@@ -74,7 +74,9 @@ def drawn_classes(case: DatasetCase) -> dict[str, tuple[Source, ...]]:
         sides = frozenset(set(source.right) ^ set(source.left))
         if sides in pairs and sides <= set(case.annotated):
             drawn.setdefault(pairs[sides], []).append(source)
-    return {key: tuple(sources) for key, sources in drawn.items()}
+    # Where the organs of a pair were drawn one by one, a cyst in one of them is not "the kidneys".
+    of_lesions = [key for key in pairs.values() if key in drawn and all(source.is_lesion for source in drawn[key])]
+    return {key: tuple(sources) for key, sources in drawn.items() if key not in of_lesions}
 
 
 def read_drawn(case: DatasetCase) -> Side:
