@@ -131,8 +131,7 @@ def draw_lesion(settings: LesionSettings, case: CachedCase, rng: np.random.Gener
     kinds = [
         lesion_kinds()[key]
         for key in settings.kinds
-        if (settings.anywhere or key in case.annotated)
-        and any(host in case.annotated for host in host_organs(key))
+        if (settings.anywhere or key in case.annotated) and any(host in case.annotated for host in host_organs(key))
     ]
     if not wanted or not kinds:
         return ()
