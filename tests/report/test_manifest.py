@@ -57,7 +57,7 @@ def test_run_json_holds_everything(scan, tmp_path):
         "source": network.config.source,
     }
     assert record["request"]["classes"] == list(BANDS)
-    assert record["used"] == {"precision": "fp32", "overlap": None, "device": "cpu"}
+    assert record["used"] == {"precision": "fp32", "overlap": None, "device": "cpu", "runtime": "torch"}
     assert set(record["timings_s"]) == {
         "Reading", "Preparing", "Network", "Rules", "Findings", "Writing", "Picture",
     }  # fmt: skip

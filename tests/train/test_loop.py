@@ -121,7 +121,8 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(plan):
         for start in range(0, 4, size):
             step_loss(model, model, batch.part(start, start + size), tiny.recipe, batch.pairs)[1].total.backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
-    assert torch.allclose(*gradients, rtol=1e-3, atol=1e-6)
+    whole, parts = gradients
+    assert float((whole - parts).norm()) < 1e-4 * float(whole.norm())
 
 
 def test_the_loss_on_every_second_voxel_is_that_of_the_whole_logits_there(plan):
@@ -246,7 +247,7 @@ def test_the_log_has_every_step_once_after_a_crash(tmp_path):
     log = RunLog(tmp_path, 4)
     log.report(report(6))
     log.close()
-    rows = list(csv.DictReader((tmp_path / "log.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "log.csv").read_text().splitlines()))
     assert [row["step"] for row in rows] == ["2", "4", "6"]
 
 
