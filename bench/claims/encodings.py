@@ -6,9 +6,8 @@
     python bench/claims/encodings.py --recipe my.toml --data lits=/data/LiTS
 
 For every seed the runs share patients, patches and the first weights of all layers but the one that reads the vectors,
-whose size follows from theirs. CLIP takes part where it is on the machine (or the hub can be reached). Phantoms have no
-words and no likeness between organs beyond what their makers gave them: what this bench shows there is that no encoding
-hurts; which one helps is for real scans to say.
+whose size follows from theirs. CLIP takes part where it is on the machine (or the hub can be reached). So short a
+training tells how quickly an encoding is learned, not how good it is in the end; that is for real scans to say.
 
 The bar: centred MiniLM, the default of every recipe, is not worse than one-hot by more than 0.03 mean Dice.
 """
