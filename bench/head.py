@@ -18,27 +18,15 @@ import time
 from pathlib import Path
 
 import torch
-from torch.nn import functional
 
+from _plain import plain_head
 from viscera.model.head import PARAMETERS, WIDTH, apply_heads
 from viscera.report.manifest import machine
 
 OUT = Path(__file__).parent / "out" / "head.json"
 CLASSES, SIDE, RUNS, CALLS = 32, 96, 3, 3
 LEAST_SPEEDUP, MOST_DIFFERENCE, MOST_MEMORY = 10.0, 1e-5, 1.5
-
-
-def direct(features: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
-    """features [8, X, Y, Z], parameters [K, 153] -> logits [K, X, Y, Z] by grouped convolutions."""
-    k, square = len(parameters), WIDTH * WIDTH
-    w1, w2, w3, b1, b2, b3 = torch.split(parameters, [square, square, WIDTH, WIDTH, WIDTH, 1], dim=1)
-    x = features.repeat(k, 1, 1, 1)[None]
-    x = functional.conv3d(x, w1.reshape(-1, WIDTH, 1, 1, 1), b1.reshape(-1), groups=k).relu()
-    x = functional.conv3d(x, w2.reshape(-1, WIDTH, 1, 1, 1), b2.reshape(-1), groups=k).relu()
-    return functional.conv3d(x, w3.reshape(-1, WIDTH, 1, 1, 1), b3.reshape(-1), groups=k)[0]
-
-
-FORMS = {"direct": direct, "viscera": apply_heads}
+FORMS = {"direct": plain_head, "viscera": apply_heads}
 
 
 def inputs() -> tuple[torch.Tensor, torch.Tensor]:
@@ -71,7 +59,7 @@ def compare() -> dict[str, float]:
     """In a child process: how far the forms are apart."""
     features, parameters = inputs()
     with torch.inference_mode():
-        expected = direct(features, parameters)
+        expected = plain_head(features, parameters)
         difference = (apply_heads(features, parameters) - expected).abs().max()
     return {"difference": float(difference), "logit_sd": float(expected.std())}
 

@@ -8,6 +8,7 @@ that a network trained on patches can be run over a whole scan in one pass.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from itertools import pairwise
 
 import torch
@@ -55,8 +56,30 @@ class FusedJoin(nn.Module):
         return out
 
 
-class Lite(Backbone):
-    """A U-Net that starts and ends at half resolution."""
+class _HalfResolution(Backbone):
+    """The way through a U-Net that starts and ends at half resolution, whatever its layers are made of."""
+
+    stem: nn.Module
+    down: nn.ModuleList
+    join: nn.ModuleList
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self.check_size(image)
+        maps = [self.stem(image)]
+        for down in self.down:
+            maps.append(down(maps[-1]))
+        bottleneck = x = maps.pop()
+        for level in range(len(self.join)):
+            x = self.joined(level, x, maps.pop())
+        return bottleneck, x
+
+    @abstractmethod
+    def joined(self, level: int, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        """The decoder's next finer map, from the coarser one `x` and what the encoder kept, `skip`."""
+
+
+class Lite(_HalfResolution):
+    """The network as it is trained."""
 
     def __init__(self, channels: tuple[int, ...]) -> None:
         super().__init__()
@@ -68,21 +91,15 @@ class Lite(Backbone):
         self.up = nn.ModuleList(nn.ConvTranspose3d(deep, shallow, 2, stride=2) for shallow, deep in reversed(pairs))
         self.join = nn.ModuleList(_double(2 * shallow, shallow) for shallow, _ in reversed(pairs))
 
-    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        self.check_size(image)
-        maps = [self.stem(image)]
-        for down in self.down:
-            maps.append(down(maps[-1]))
-        bottleneck = x = maps.pop()
-        for up, join in zip(self.up, self.join, strict=True):
-            x = join(torch.cat([up(x), maps.pop()], 1))
-        return bottleneck, x
+    def joined(self, level: int, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.join[level](torch.cat([self.up[level](x), skip], 1))
+        return out
 
     def fused(self) -> Backbone:
         return FusedLite(self)
 
 
-class FusedLite(Backbone):
+class FusedLite(_HalfResolution):
     """The same network for evaluation: norms folded into convolutions, up-sampling into the convolution after it."""
 
     def __init__(self, lite: Lite) -> None:
@@ -93,15 +110,9 @@ class FusedLite(Backbone):
         self.down = nn.ModuleList(map(_folded, lite.down))
         self.join = nn.ModuleList(FusedJoin(up, join) for up, join in zip(lite.up, lite.join, strict=True))
 
-    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        self.check_size(image)
-        maps = [self.stem(image)]
-        for down in self.down:
-            maps.append(down(maps[-1]))
-        bottleneck = x = maps.pop()
-        for join in self.join:
-            x = join(x, maps.pop())
-        return bottleneck, x
+    def joined(self, level: int, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.join[level](x, skip)
+        return out
 
 
 def build(channels: tuple[int, ...] = (32, 64, 128, 256)) -> Backbone:
