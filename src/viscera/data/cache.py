@@ -102,7 +102,6 @@ class CachedCase:
     sources: tuple[Source, ...]
     annotated: tuple[str, ...]
     unions: tuple[tuple[str, ...], ...]
-    free_of: tuple[str, ...]
 
     def image(self, box: Box | None = None) -> npt.NDArray[np.int16]:
         """HU of a box (the whole if none is given): int16 [X, Y, Z]; reads only the chunks it touches."""
@@ -415,7 +414,6 @@ def _open(folder: Path, case: Case) -> CachedCase:
         sources=case.group.sources,
         annotated=case.annotated,
         unions=case.group.unions,
-        free_of=case.group.free_of,
     )
 
 
