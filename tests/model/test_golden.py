@@ -69,7 +69,8 @@ def test_the_imported_checkpoint_gives_the_golden_logits(golden, shared_dir, tmp
     image = np.random.Generator(np.random.PCG64(SEED + 1000)).random((1, 1, 64, 64, 64), np.float32)
     with torch.inference_mode():
         logits = model(torch.from_numpy(image))[0]
-    expected = np.load(shared_dir / "golden" / f"{golden}_seed1.npz")
+    with np.load(shared_dir / "golden" / f"{golden}_seed1.npz") as stored:
+        expected = dict(stored)
     assert np.abs(logits[:, ::4, ::4, ::4].numpy() - expected["logits_stride4"]).max() <= 2e-4 * expected["std"]
     assert float(logits.mean()) == pytest.approx(float(expected["mean"]), abs=1e-4)
     assert float(logits.std()) == pytest.approx(float(expected["std"]), rel=1e-4)
