@@ -10,14 +10,16 @@ many times slower (bench/head.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx, once_differentiable
+
+Task = TypeVar("Task")
 
 threshold_backward = torch.ops.aten.threshold_backward  # a gradient where the ReLU let it pass
 
@@ -113,41 +115,50 @@ class _Heads(Function):
         def fill(part: slice) -> None:
             logits[:, part] = heads(features[:, part])
 
-        parts = _chunks(features.shape[1])
-        if features.device.type == "cpu" and len(parts) > 1 and torch.get_num_threads() > 1:
-            _in_threads(fill, parts)
-        else:
-            for part in parts:
-                fill(part)
+        _in_threads(fill, _chunks(features.shape[1]), features.device)
         return logits
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         features, parameters = ctx.saved_tensors
-        heads = HeadWeights.from_parameters(parameters)
-        of_features, sums = torch.empty_like(features), HeadWeights.from_parameters(torch.zeros_like(parameters))
+        heads, of_features = HeadWeights.from_parameters(parameters), torch.empty_like(features)
+        chunks, threads = _chunks(features.shape[1]), torch.get_num_threads()
+        # Fixed shares of the chunks, each with its own sums: the same threads give the same bits.
+        shares = [share for n in range(threads) if (share := chunks[n::threads])]
+        sums = [HeadWeights.from_parameters(torch.zeros_like(parameters)) for _ in shares]
+
+        def work(share: int) -> None:
+            for part in shares[share]:
+                of_features[:, part] = heads.backward(features[:, part], gradient[:, part], sums[share])
+
         with torch.autocast(features.device.type, enabled=False):  # the caller may be within such a block
-            for part in _chunks(features.shape[1]):
-                of_features[:, part] = heads.backward(features[:, part], gradient[:, part], sums)
-        return of_features, sums.parameters()
+            _in_threads(work, range(len(shares)), features.device)
+        total = sums[0].parameters()
+        for others in sums[1:]:
+            total += others.parameters()
+        return of_features, total
 
 
 def _chunks(voxels: int) -> list[slice]:
     return [slice(start, start + _CHUNK) for start in range(0, voxels, _CHUNK)]
 
 
-def _in_threads(work: Callable[[slice], None], parts: list[slice]) -> None:
-    """Calls `work` for each part, in as many threads as torch may use; what a thread computes it computes alone."""
+def _in_threads(work: Callable[[Task], None], tasks: Sequence[Task], device: torch.device) -> None:
+    """Does every task, in as many threads as torch may use; what a thread computes it computes alone."""
     threads = torch.get_num_threads()
+    if device.type != "cpu" or len(tasks) < 2 or threads < 2:
+        for task in tasks:
+            work(task)
+        return
 
-    def one(part: slice) -> None:
+    def one(task: Task) -> None:
         with torch.inference_mode():  # a new thread records gradients unless told otherwise
-            work(part)
+            work(task)
 
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            for _ in pool.map(one, parts):
+            for _ in pool.map(one, tasks):
                 pass  # an error in a thread is raised here
     finally:
         torch.set_num_threads(threads)  # the number is each thread's own, but a thread begins with the one set last
