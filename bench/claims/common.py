@@ -81,12 +81,12 @@ def make_ground(
 
 
 def phantom_recipe(seed: int, steps: int, **changes: Any) -> Recipe:
-    """The packaged recipe `phantom` made small: `CLASSES`, patches of 32^3, no validation.
+    """The packaged recipe `phantom` made small: `CLASSES`, quick to learn, no validation.
 
     changes  `text={"encoder": "one_hot"}` changes a table, anything else a field
     """
     values = load_recipe("phantom").as_json() | {"classes": list(CLASSES)}
-    small = {"validation": {"every": 0, "share": 0.0}, "sampling": {"patch_voxels": [32, 32, 32]}}
+    small = {"validation": {"every": 0, "share": 0.0}}
     for name, value in {**small, **changes}.items():
         values[name] = {**values[name], **value} if isinstance(value, Mapping) else value
     values["loop"] |= {"seed": seed, "steps": steps, "save_every": steps, "log_every": steps, "workers": 0}

@@ -33,9 +33,11 @@ inference = { mode = "whole", patch_voxels = [64, 64, 64], overlap = 0.25 }
 encoder = "random:0"
 finish = {}
 [sampling]
-patch_voxels = [32, 32, 32]
+patch_voxels = [48, 48, 48]
+[loss]
+absent = 0.05
 [schedule]
-learning_rate = 5e-3
+learning_rate = 2e-3
 warmup_steps = 20
 [validation]
 every = 0
