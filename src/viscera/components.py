@@ -8,11 +8,14 @@ from typing import Any
 import cc3d
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from viscera.masks import BoolArray
 from viscera.shapes import Box
 
 CONNECTIVITY = 26  # faces, edges and corners
+_SLAB = 64  # slices labelled at once where only the number of components is asked for
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +59,37 @@ def components(mask: npt.ArrayLike) -> Components:
     found = cc3d.statistics(labels)
     boxes = tuple(Box((x.start, y.start, z.start), (x.stop, y.stop, z.stop)) for x, y, z in found["bounding_boxes"][1:])
     return Components(labels, found["voxel_counts"][1:].astype(np.int64), found["centroids"][1:], boxes)
+
+
+def count_components(mask: BoolArray) -> int:
+    """How many components `mask` [X, Y, Z] has, in the memory of a few slices' labels."""
+    total, joined = 0, []  # components of the slabs, and which of them are one
+    last: npt.NDArray[np.int64] | None = None  # the numbers in the slice before, 0 outside
+    for z in range(0, mask.shape[2], _SLAB):
+        labels, count = labelled(mask[:, :, z : z + _SLAB])
+        numbers = np.where(labels[:, :, [0, -1]], labels[:, :, [0, -1]] + np.int64(total), 0)
+        if last is not None:
+            joined.append(_touching(last, numbers[..., 0]))
+        last, total = numbers[..., 1], total + count
+    if not joined:
+        return total
+    first, second = np.concatenate(joined).T - 1
+    links = coo_array((np.ones(len(first), bool), (first, second)), shape=(total, total))
+    count, _ = connected_components(links, directed=False)
+    return int(count)
+
+
+def _touching(below: npt.NDArray[np.int64], above: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Which labels of two neighbouring slices [X, Y] touch by face, edge or corner: pairs [N, 2], each once."""
+    nx, ny = below.shape
+    pairs = []
+    for dx in (-1, 0, 1):
+        for dy in (-1, 0, 1):
+            a = below[max(0, dx) : nx + dx, max(0, dy) : ny + dy]
+            b = above[max(0, -dx) : nx - dx, max(0, -dy) : ny - dy]
+            both = (a > 0) & (b > 0)
+            pairs.append(np.stack([a[both], b[both]], 1))
+    return np.unique(np.concatenate(pairs), axis=0)
 
 
 def largest_component(mask: BoolArray) -> BoolArray:

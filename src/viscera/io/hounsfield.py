@@ -74,8 +74,10 @@ def compact(raw: npt.NDArray[Any], slope: float = 1.0, intercept: float = 0.0) -
     return out, (f"{missing:,} voxels ({_percent(missing / raw.size)}) were NaN or infinite; they count as air.",)
 
 
-def calibrated(array: npt.NDArray[Any], name: str, *, force: bool = False) -> tuple[npt.NDArray[Any], Notes]:
-    """A finite `array` [x, y, z] as plausible HU, and what was corrected; never changes `array` itself.
+def calibrated(
+    array: npt.NDArray[Any], name: str, *, force: bool = False, in_place: bool = False
+) -> tuple[npt.NDArray[Any], Notes]:
+    """A finite `array` [x, y, z] as plausible HU, and what was corrected; changes `array` itself only if `in_place`.
 
     Corrected: a missing intercept of -1024 (recognised by its histogram), padding below -1024 (becomes air).
     Refused with ImageError: constant images, and those that cannot be HU: scaled to [0, 1] or the like, scaled to
@@ -84,19 +86,22 @@ def calibrated(array: npt.NDArray[Any], name: str, *, force: bool = False) -> tu
     """
     low, high = float(array.min()), float(array.max())
     notes: Notes = ()
+    out = array if in_place else None
     if not force:
         sample = _sample(array)
         stored = sample[sample > _PADDING_HU]
         if _lacks_intercept(stored):
-            array = np.maximum(array, 0) + array.dtype.type(_INTERCEPT_HU)
+            array = np.maximum(array, 0, out=out)
+            array += array.dtype.type(_INTERCEPT_HU)
             return array, (
                 "The numbers are Hounsfield units + 1024 (air lies near 0, soft tissue near 1024): 1024 was "
                 "subtracted. If that is wrong, use --force to keep them.",
             )
         _require_hu(low, high, stored, name)
     if low < AIR_HU:
-        share = _percent(float((array < AIR_HU).mean()))
-        array = np.maximum(array, array.dtype.type(AIR_HU))
+        below = sum(np.count_nonzero(array[..., z] < AIR_HU) for z in range(array.shape[-1]))
+        share = _percent(below / array.size)
+        array = np.maximum(array, array.dtype.type(AIR_HU), out=out)
         notes = (f"{share} of the voxels lay below {AIR_HU:.0f} HU (down to {low:.0f}); they count as air.",)
     return array, notes
 

@@ -32,7 +32,7 @@ def read_volume(path: str | os.PathLike[str], *, series: str | None = None, forc
     Returns a `Volume`: int16 where that is exact, else float32, in the file's own axis order; `provenance.notes` says
     in sentences what was noticed and corrected. Raises ImageError for all that is not one readable CT volume.
     """
-    return validated(_read(Path(path), series, force), force=force)
+    return validated(_read(Path(path), series, force), force=force, in_place=True)
 
 
 def list_series(path: str | os.PathLike[str]) -> list[SeriesInfo]:

@@ -11,12 +11,14 @@ from viscera.io.hounsfield import calibrated, compact, require_real
 from viscera.io.volume import Volume
 
 
-def validated(volume: Volume, *, force: bool = False) -> Volume:
+def validated(volume: Volume, *, force: bool = False, in_place: bool = False) -> Volume:
     """`volume` as one plausible CT in HU: int16 or float32 [x, y, z], finite, nothing below -1024.
 
-    What was corrected stands in `provenance.notes`; the given array is never changed. Validating twice changes nothing.
+    What was corrected stands in `provenance.notes`. Validating twice changes nothing.
 
-    force  take the numbers as they are (see `hounsfield.calibrated`); the geometry must be sound all the same
+    in_place  correct the given array itself: half the memory
+    force     take the numbers as they are (see `hounsfield.calibrated`); the geometry must be sound all the same
+    in_place  correct the given array itself where one must be corrected; else it is never changed
     Raises ImageError for what is not one CT volume: the message names the rule and the way out.
     """
     name = volume.provenance.path
@@ -25,6 +27,6 @@ def validated(volume: Volume, *, force: bool = False) -> Volume:
     shape, about_shape = one_volume(array.shape, name)
     require_geometry(affine, name)
     array, about_numbers = compact(array.reshape(shape))
-    array, about_hu = calibrated(array, name, force=force)
+    array, about_hu = calibrated(array, name, force=force, in_place=in_place)
     provenance = volume.provenance.noting(*about_shape, *about_numbers, *about_hu)
     return replace(volume, array=array, affine=affine, provenance=provenance)

@@ -60,8 +60,10 @@ def preview(
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    counts = np.bincount(label_map.ravel("K"), minlength=256)
-    present = [s for s in structures if counts[s.id]]
+    seen = np.zeros(256, bool)
+    for z in range(label_map.shape[2]):  # slice by slice: counting takes eight bytes a voxel
+        seen |= np.bincount(label_map[:, :, z].ravel("K"), minlength=256) > 0
+    present = [s for s in structures if seen[s.id]]
     colours = np.zeros((max((s.id for s in structures), default=0) + 1, 3))
     for s in structures:
         colours[s.id] = np.array(s.colour) / 255

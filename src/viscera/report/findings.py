@@ -15,7 +15,7 @@ import numpy.typing as npt
 from scipy import ndimage
 from scipy.spatial import ConvexHull, KDTree, QhullError, distance
 
-from viscera.components import Components, components
+from viscera.components import Components, components, count_components
 from viscera.io.atomic import whole_file
 from viscera.masks import BoolArray
 from viscera.report.as_json import write_json
@@ -105,9 +105,9 @@ def measure(
         )
     values = hu[crop.box.slices][mask]
     volume_ml, cut = count * voxel_ml, _touches_border(crop, imaged or Box.whole(hu.shape))
-    found = components(mask)
     lesions: list[Lesion] = []
     if structure.is_lesion:
+        found = components(mask)
         organs = _hosts(found, crop.box, hosts or {}, affine)
         for number, label in enumerate(found.by_size(), start=1):
             box = found.boxes[label - 1]
@@ -119,10 +119,10 @@ def measure(
         volume_ml=volume_ml,
         mean_hu=float(values.mean(dtype=np.float64)),
         sd_hu=float(values.std(dtype=np.float64)),
-        components=len(found),
+        components=len(lesions) if structure.is_lesion else count_components(mask),
         mean_probability=mean_probability,
         touches_border=cut,
-        centre_mm=_place(found.voxels @ found.centres / count + crop.box.start, affine),
+        centre_mm=_place(_mean_voxel(mask) + crop.box.start, affine),
         lesions=tuple(lesions),
         flags=organ_flags(
             structure, volume_ml, touches_border=cut, mean_probability=mean_probability, threshold=threshold
@@ -141,6 +141,13 @@ def _touches_border(crop: Crop, imaged: Box) -> bool:
         if slices[: max(0, before)].any() or slices[max(0, after) :].any():
             return True
     return False
+
+
+def _mean_voxel(mask: BoolArray) -> npt.NDArray[np.float64]:
+    """The mean index of the voxels that are in [3]."""
+    plane = mask.sum(axis=2)  # the contiguous axis first
+    along = [plane.sum(axis=1), plane.sum(axis=0), np.array([np.count_nonzero(cut) for cut in np.moveaxis(mask, 2, 0)])]
+    return np.array([n @ np.arange(len(n)) / n.sum() for n in along])
 
 
 def _place(voxel: npt.NDArray[np.float64], affine: Affine) -> tuple[float, float, float]:
