@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.inferers import sliding_window_inference
 
-import viscera.infer.window
 from viscera.errors import SettingError
 from viscera.infer.window import gaussian_weight, stream_windows, window_starts
 from viscera.shapes import Box
@@ -96,11 +95,11 @@ def test_an_overlap_out_of_range_is_refused(overlap):
         next(stream_windows(torch.zeros(1, 4, 4, 4), lambda w: w, lambda w, k, z: w, 1, (4, 4, 4), overlap))
 
 
-def test_every_grouping_of_classes_gives_the_same(monkeypatch):
+def test_every_grouping_of_classes_gives_the_same():
     image = torch.randn(5, 9, 8, 20, generator=torch.Generator().manual_seed(0))
     expected = joined(image, lambda w: w.cumsum(1), (6, 6, 6), 0.5, classes=5)
-    monkeypatch.setattr(viscera.infer.window, "_BUFFER_VALUES", 1)  # one class at a time
-    assert torch.equal(joined(image, lambda w: w.cumsum(1), (6, 6, 6), 0.5, classes=5), expected)
+    one_by_one = joined(image, lambda w: w.cumsum(1), (6, 6, 6), 0.5, classes=5, buffer_values=1)
+    assert torch.equal(one_by_one, expected)
 
 
 def test_only_what_a_slab_needs_is_kept_and_decoded():

@@ -7,7 +7,6 @@ import pytest
 from scipy.interpolate import RegularGridInterpolator
 
 from viscera.io.grid import (
-    body_box,
     imaged_box,
     levels_on_scan,
     mask_on_scan,
@@ -97,26 +96,6 @@ def test_a_mask_that_touches_the_end_reaches_the_end_of_the_scan():
     assert back[..., -1].all()
 
 
-def test_the_body_box_leaves_out_air_and_the_table_and_keeps_the_body():
-    hu = np.full((100, 80, 40), -1000, np.int16)
-    hu[20:80, 30:70, :] = 40
-    hu[25:75, 35:65, 5:35] = -850  # lungs, inside
-    hu[:, 5:7, :] = 100  # a table top of 6 mm
-    box = body_box(hu, (3.0, 3.0, 3.0))
-    assert box.start[0] <= 20 and box.stop[0] >= 80 and box.start[1] <= 30 and box.stop[1] >= 70
-    assert (box.start[2], box.stop[2]) == (0, 40)
-    assert box.start[0] > 10 and box.start[1] > 20
-
-
-def test_without_a_body_the_box_is_the_whole_image():
-    assert body_box(np.full((9, 8, 7), -1000, np.int16), (3.0,) * 3) == Box.whole((9, 8, 7))
-
-
-def test_a_thin_stack_keeps_its_body():
-    hu = np.full((64, 64, 1), 30, np.int16)
-    assert body_box(hu, (2.0, 2.0, 5.0)) == Box.whole((64, 64, 1))
-
-
 def test_planes_of_a_single_value_at_the_ends_are_no_image():
     rng = np.random.default_rng(0)
     hu = rng.integers(-1000, 1000, (12, 10, 8)).astype(np.int16)
@@ -125,11 +104,3 @@ def test_planes_of_a_single_value_at_the_ends_are_no_image():
     assert imaged_box(hu) == Box((3, 0, 0), (12, 9, 8))
     assert imaged_box(hu[:, :, :1]) == Box((3, 0, 0), (12, 9, 1))
     assert imaged_box(np.zeros((4, 5, 6))) == Box((0, 0, 0), (4, 5, 6))
-
-
-def test_a_region_filled_with_0_hu_is_no_body():
-    hu = np.random.default_rng(0).normal(40, 10, (60, 60, 60)).astype(np.int16)
-    hu[:, :, 30:] = 0
-    box = body_box(hu, (3.0, 3.0, 3.0))
-    assert box.start == (0, 0, 0) and box.stop[:2] == (60, 60)
-    assert 30 <= box.stop[2] <= 30 + 4 + 1, "the margin of 10 mm reaches into it"

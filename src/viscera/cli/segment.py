@@ -83,6 +83,19 @@ def segment(
     ] = None,
     device: Device = "auto",
     runtime: Runtime = "auto",
+    coarse: Annotated[
+        str | None,
+        typer.Option(
+            help="A small model, e.g. starter, that finds where the organs asked for are: the model looks only there."
+        ),
+    ] = None,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            "--max-memory",
+            help="Most memory to take, e.g. 2GB: smaller windows where it is needed, one scan after the other.",
+        ),
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Processor threads. All cores by default.")] = None,
     series: Annotated[
         str | None, typer.Option(help="Which DICOM series: its number in the list, UID, or part of its description.")
@@ -95,11 +108,19 @@ def segment(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
 ) -> None:
     """Find organs and tumours in CT scans."""
+    from viscera.infer.memory import bytes_of
     from viscera.infer.predict import InferenceSettings
     from viscera.model.store import default_model, load_model
     from viscera.workflow.cohort import Case, find_cases, segment_many
     from viscera.workflow.scan import UNTRAINED, SaveSettings, SegmentSettings, chosen_classes
 
+    inference = InferenceSettings(
+        precision=precision,
+        overlap=overlap,
+        device=device,
+        runtime=runtime,
+        max_memory_bytes=None if max_memory is None else bytes_of(max_memory),
+    )
     settings = SegmentSettings(
         series=series,
         force=force,
@@ -107,7 +128,8 @@ def segment(
         post=post,
         crop=crop,
         probabilities=probabilities,
-        inference=InferenceSettings(precision=precision, overlap=overlap, device=device, runtime=runtime).resolved(),
+        coarse=None if coarse is None else load_model(coarse),
+        inference=inference.resolved(),
     )
     save = SaveSettings(masks=masks, picture=preview, overwrite=overwrite)
     cases = find_cases(scans, output or Path("viscera_out"), series=series)
@@ -222,6 +244,8 @@ def _report(console: Console, outcome: Outcome, result: Result | None, single: b
     """What one case gave: its warnings, and for a single scan the table of findings."""
     from rich.markup import escape
 
+    from viscera.workflow.scan import UNTRAINED
+
     if outcome.error is not None and not single:
         console.print(f"[red]{escape(outcome.case.name)}: {escape(_reason(outcome.error))}[/]")
     if outcome.status == "skipped" and single:
@@ -229,7 +253,9 @@ def _report(console: Console, outcome: Outcome, result: Result | None, single: b
     if result is None:
         return
     name = "" if single else f"{outcome.case.name}: "
-    for warning in (*result.volume.provenance.notes, *(flag.sentence for flag in result.flags)):
+    for warning in result.warnings:
+        if warning == UNTRAINED:  # told already
+            continue
         console.print(f"[yellow]{escape(name + warning)}[/]")
     if single:
         from viscera.report.tables import findings_table

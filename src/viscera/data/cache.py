@@ -51,7 +51,8 @@ from viscera.data.lateral import midplane
 from viscera.data.layout import Case
 from viscera.data.synthesis import imagined
 from viscera.errors import ImageError, InputError, MissingDependencyError, OutputError, SettingError, VisceraError
-from viscera.io.grid import body_box, resample_image, resample_labels
+from viscera.io.body import find_body
+from viscera.io.grid import resample_image, resample_labels
 from viscera.io.orientation import to_ras
 from viscera.io.stream import sha256_of_file
 from viscera.shapes import Box, SpacingMm, Triple, triple
@@ -247,7 +248,7 @@ def prepare_case(case: Case, settings: CacheSettings) -> tuple[npt.NDArray[np.in
         image = resample_image(to_ras(volume)[0], spacing, grid_mm, smooth=settings.smooth)
     box = Box.whole(image.shape)
     if settings.crop_to_body:
-        box = body_box(image, grid_mm)
+        box = find_body(image, grid_mm).box
         drawn = Box.around(codes != 0)
         box = box if drawn.is_empty else box.union(drawn)
     image = image[box.slices]

@@ -31,7 +31,7 @@ from viscera.data.drawing import Drawing, looked_up, organs_drawn, read_drawing_
 from viscera.data.lateral import midplane
 from viscera.data.layout import Case, Found
 from viscera.errors import ImageError, VisceraError
-from viscera.io.grid import BODY_HU
+from viscera.io.body import BODY_HU
 from viscera.io.orientation import to_ras
 from viscera.io.read import read_volume
 from viscera.io.volume import Volume

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from viscera.errors import SettingError
 from viscera.infer.collect import SoftMaskCollector
+from viscera.infer.memory import PASS_SLAB, Sizes, Tiling, chosen_tiling, padded_size
 from viscera.infer.prepare import Prepared
 from viscera.infer.runtime import Encode, Runtime, check_runtime, resolved_runtime, vision_encoder
-from viscera.infer.window import Progress, Slab, stream_windows
+from viscera.infer.window import Progress, Slab, class_groups, stream_windows
 from viscera.masks import MaskSet
 from viscera.model.config import Mode
 from viscera.model.precision import Precision, resolved_precision
 from viscera.model.universal import UniversalModel
-from viscera.shapes import Triple, triple
-
-# One pass of the light network takes about 75 bytes a voxel (0.44 GB for 160 x 128 x 288); a larger scan goes through
-# windows. At 3 mm this many voxels are 0.43 cubic metres: no patient is that large.
-LARGEST_PASS_VOXELS = 16_000_000
-_SLAB = 32  # slices of a one-pass answer that are decoded at once
+from viscera.shapes import Box, Triple, triple
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,18 +28,22 @@ class InferenceSettings:
     overlap    part of a window shared with its neighbour, 0 <= overlap < 1
     device     "auto" (a CUDA device if there is one, else the CPU), "cpu", "cuda", "cuda:1", "mps"
     runtime    "torch", "openvino" (on a CPU), or "auto": see `viscera.infer.runtime.resolved_runtime`
+    max_memory_bytes  what the process may take while it segments one scan: see `viscera.infer.memory`; None: no limit
     """
 
     precision: Precision = "auto"
     overlap: float | None = None
     device: str = "auto"
     runtime: Runtime = "auto"
+    max_memory_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in ("auto", "fp32", "bf16"):
             raise SettingError(f"The precision is {self.precision!r}; it must be auto, fp32 or bf16.")
         if self.overlap is not None and not 0 <= self.overlap < 1:
             raise SettingError(f"The overlap is {self.overlap}; it must be at least 0 and less than 1.")
+        if self.max_memory_bytes is not None and self.max_memory_bytes <= 0:
+            raise SettingError(f"The memory allowed is {self.max_memory_bytes} bytes; it must be more than 0.")
 
     def resolved(self, mode: Mode | None = None) -> InferenceSettings:
         """The same with "auto" replaced by what this machine has.
@@ -64,6 +64,20 @@ class InferenceSettings:
         check_runtime(self.runtime, place)
         runtime = self.runtime if mode is None else resolved_runtime(self.runtime, place, mode)
         return replace(self, device=device, precision=resolved_precision(self.precision, place), runtime=runtime)
+
+
+def tiling(model: UniversalModel, prepared: Prepared, settings: InferenceSettings) -> Tiling:
+    """How `predict` will go over a scan. Raises SettingError if the memory allowed is too little."""
+    inference = model.config.inference
+    settings = settings.resolved(inference.mode)
+    return chosen_tiling(
+        model,
+        Sizes(prepared.scan_shape, prepared.grid_shape, prepared.box.shape),
+        overlap=inference.overlap if settings.overlap is None else settings.overlap,
+        precision=settings.precision,
+        runtime=settings.runtime,
+        max_bytes=settings.max_memory_bytes,
+    )
 
 
 def predict(
@@ -95,7 +109,9 @@ def predict(
         [(keep_from or {}).get(key) for key in classes],
     )
     with torch.inference_mode():
-        for slab in _slabs(model, image, channels, settings, progress):
+        for slab in _slabs(
+            model, image, channels, settings, tiling(model, prepared, settings), prepared.reaches_body, progress
+        ):
             collector.add(slab)
     masks = {
         key: soft if soft.box.is_empty else replace(soft, box=soft.box.shifted(prepared.box.start))
@@ -109,20 +125,31 @@ def _slabs(
     image: torch.Tensor,
     channels: Sequence[int],
     settings: InferenceSettings,
+    plan: Tiling,
+    wanted: Callable[[Box], bool],
     progress: Progress | None,
 ) -> Iterator[Slab]:
-    inference = model.config.inference
-    if inference.mode == "whole" and image.numel() <= LARGEST_PASS_VOXELS:
-        return _one_pass(model, image, channels, settings, progress)
+    if plan.window is None:
+        return _one_pass(model, image, channels, settings, plan.buffer_values, progress)
 
-    encode = _encoder(model, inference.patch_voxels, settings)
+    encode = _encoder(model, plan.window, settings)
 
     def decode(encoded: tuple[torch.Tensor, torch.Tensor], classes: slice, z: slice) -> torch.Tensor:
         features, embedding = encoded
         return model.decode(features[..., z], embedding, channels[classes])[0]
 
-    overlap = inference.overlap if settings.overlap is None else settings.overlap
-    return stream_windows(image, encode, decode, len(channels), inference.patch_voxels, overlap, progress=progress)
+    overlap = model.config.inference.overlap if settings.overlap is None else settings.overlap
+    return stream_windows(
+        image,
+        encode,
+        decode,
+        len(channels),
+        plan.window,
+        overlap,
+        wanted=wanted,
+        buffer_values=plan.buffer_values,
+        progress=progress,
+    )
 
 
 def _encoder(model: UniversalModel, shape: Triple, settings: InferenceSettings) -> Encode:
@@ -135,21 +162,22 @@ def _one_pass(
     image: torch.Tensor,
     channels: Sequence[int],
     settings: InferenceSettings,
+    buffer_values: int,
     progress: Progress | None,
 ) -> Iterator[Slab]:
     """The whole image through the vision branch once; the head follows slab by slab."""
     size = triple(image.shape[1:])
-    multiple, minimum = model.backbone.multiple, model.backbone.minimum_voxels
     # Air on the far sides, up to what the network can divide.
-    padded = triple(max(minimum, -(-n // multiple) * multiple) for n in size)
+    padded = padded_size(size, model.backbone.multiple, model.backbone.minimum_voxels)
     sides = [side for n, p in zip(reversed(size), reversed(padded), strict=True) for side in (0, p - n)]
     whole = torch.nn.functional.pad(image, sides)[None]
     features, embedding = _encoder(model, padded, settings)(whole)
-    total = -(-size[2] // _SLAB) + 1
+    total = -(-size[2] // PASS_SLAB) + 1
     if progress is not None:
         progress(1, total)
-    for step, z in enumerate(range(0, size[2], _SLAB), start=2):
-        part = features[:, :, : size[0], : size[1], z : min(z + _SLAB, size[2])]
-        yield Slab(z, model.decode(part, embedding, channels)[0])
+    for step, z in enumerate(range(0, size[2], PASS_SLAB), start=2):
+        part = features[:, :, : size[0], : size[1], z : min(z + PASS_SLAB, size[2])]
+        for group in class_groups(len(channels), part[0, 0].numel(), buffer_values):
+            yield Slab(z, model.decode(part, embedding, channels[group])[0], group.start)
         if progress is not None:
             progress(step, total)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from viscera.io.grid import body_box, resample_image
+from viscera.io.body import Body, find_body
+from viscera.io.grid import resample_image
 from viscera.masks import Densities
 from viscera.model.config import Preprocessing
 from viscera.shapes import Box, SpacingMm, Triple, triple
@@ -27,6 +28,7 @@ class Prepared:
     scan_shape       voxels of the scan, RAS axes
     scan_spacing_mm  its spacing
     densities        what `image` shows in HU, not windowed: for rules; None where none will follow
+    body             the patient in the network's grid; None where the air around counts as much
     """
 
     image: npt.NDArray[np.float32]
@@ -36,6 +38,21 @@ class Prepared:
     scan_shape: Triple
     scan_spacing_mm: SpacingMm
     densities: Densities | None = None
+    body: Body | None = None
+
+    def within(self, box: Box) -> Prepared:
+        """The same scan of which the network sees only `box`, a part of `self.box`."""
+        if box == self.box:
+            return self
+        return replace(self, image=np.ascontiguousarray(self.image[box.seen_from(self.box.start).slices]), box=box)
+
+    def without_image(self) -> Prepared:
+        """What is needed to bring an answer back, without the arrays that made it."""
+        return replace(self, image=np.empty((0, 0, 0), np.float32), densities=None, body=None)
+
+    def reaches_body(self, box: Box) -> bool:
+        """Whether anything of the patient lies in `box` of `image`."""
+        return self.body is None or self.body.reaches(box.shifted(self.box.start))
 
 
 def windowed(hu: npt.NDArray[np.float32], window_hu: tuple[float, float]) -> npt.NDArray[np.float32]:
@@ -54,8 +71,13 @@ def prepare(
     grid_mm = preprocessing.spacing_mm
     resampled = resample_image(hu, spacing_mm, grid_mm, smooth=preprocessing.smooth)
     shape = triple(resampled.shape)
-    box = body_box(resampled, grid_mm) if crop_to_body else Box.whole(shape)
+    body = find_body(resampled, grid_mm) if crop_to_body else None
+    box = Box.whole(shape) if body is None else body.box
     inside = np.ascontiguousarray(resampled[box.slices])
-    rounded = np.clip(np.rint(inside), *_INT16).astype(np.int16)
+    del resampled
+    rounded = np.empty(inside.shape, np.int16)
+    for x, plane in enumerate(inside):  # plane by plane: no second image of this size
+        rounded[x] = np.clip(np.rint(plane), *_INT16)
     image = windowed(inside, preprocessing.window_hu)
-    return Prepared(image, box, shape, grid_mm, triple(hu.shape), spacing_mm, Densities(box, rounded))
+    densities = Densities(box, rounded)
+    return Prepared(image, box, shape, grid_mm, triple(hu.shape), spacing_mm, densities, body)

@@ -33,7 +33,7 @@ Progress = Callable[[int, int], None]  # (windows done, windows in all)
 
 SIGMA_SCALE = 0.125  # the Gaussian's sigma as a part of the window (nnU-Net, MONAI)
 SMALLEST_WEIGHT = 1e-3  # no voxel of a window counts for nothing (MONAI)
-_BUFFER_VALUES = 1 << 24  # logits averaged at once; 67 MB as float32
+BUFFER_VALUES = 1 << 24  # logits made at once; 67 MB as float32
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,13 @@ def gaussian_weight(window: Triple) -> torch.Tensor:
     return weight.clamp_(min=SMALLEST_WEIGHT)
 
 
+def class_groups(classes: int, voxels: int, buffer_values: int) -> Iterator[slice]:
+    """Consecutive classes whose logits in so many voxels fit the buffer; one class at least."""
+    group = max(1, buffer_values // voxels)
+    for first in range(0, classes, group):
+        yield slice(first, min(first + group, classes))
+
+
 def stream_windows(
     image: torch.Tensor,
     encode: Encoder[Encoded],
@@ -83,6 +90,7 @@ def stream_windows(
     *,
     wanted: Callable[[Box], bool] | None = None,
     pad_value: float = 0.0,
+    buffer_values: int = BUFFER_VALUES,
     progress: Progress | None = None,
 ) -> Iterator[Slab]:
     """Runs a network over windows of `image` and yields finished slabs from low z to high z, all classes of one slab
@@ -94,6 +102,7 @@ def stream_windows(
     overlap    part of a window that the next one shares, 0 <= overlap < 1
     wanted     whether a window (its box in the image) is worth computing; all by default. Where no wanted window
                reaches, the logits are minus infinity
+    buffer_values  logits averaged at once, but those of one class at least
     progress   called after each window
 
     The slabs cover [0, Z) without gaps, once per class. Raises SettingError for an overlap outside its range.
@@ -122,7 +131,9 @@ def stream_windows(
         end = rows[position + 1][0] if position + 1 < len(rows) else padded[2]
         first, stop = max(z, before[2]), min(end, before[2] + size[2])
         if first < stop:
-            for first_class, logits in _averaged(alive, decode, classes, weight, padded, slice(first, stop)):
+            for first_class, logits in _averaged(
+                alive, decode, classes, weight, padded, slice(first, stop), buffer_values
+            ):
                 inside = logits[:, before[0] : before[0] + size[0], before[1] : before[1] + size[1]]
                 yield Slab(first - before[2], inside, first_class)
         alive = [item for item in alive if item.start[2] + window[2] > end]
@@ -157,6 +168,7 @@ def _averaged(
     weight: torch.Tensor,
     padded: Triple,
     z: slice,
+    buffer_values: int,
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """The weighted mean of the windows' logits in the slices `z` of the whole image, a few classes at a time: the
     first class of each group and its logits [k, X, Y, slices]."""
@@ -173,11 +185,9 @@ def _averaged(
             weights[there] += weight[..., own]
             pieces.append((item.encoded, there, own))
     unreached = weights == 0 if float(weights.min()) == 0 else None
-    group = max(1, _BUFFER_VALUES // weights.numel())
-    for first in range(0, classes, group):
-        chosen = slice(first, min(first + group, classes))
-        sums = torch.zeros(chosen.stop - first, *plane, device=weight.device)
+    for chosen in class_groups(classes, weights.numel(), buffer_values):
+        sums = torch.zeros(chosen.stop - chosen.start, *plane, device=weight.device)
         for encoded, there, own in pieces:
             sums[:, *there].addcmul_(decode(encoded, chosen, own), weight[..., own])
         sums.div_(weights)
-        yield first, sums if unreached is None else sums.masked_fill_(unreached, float("-inf"))
+        yield chosen.start, sums if unreached is None else sums.masked_fill_(unreached, float("-inf"))

@@ -1,4 +1,4 @@
-"""From the scan's grid to the network's and back: resampling, and the box around the body.
+"""From the scan's grid to the network's and back: resampling.
 
 Both grids share the centre of voxel 0 and the directions of the axes; they differ in spacing only. Output voxel
 `i` at spacing `t` looks at input coordinate ``i * t / s`` (s: input spacing), and coordinates beyond the last
@@ -20,14 +20,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy import ndimage
 
 from viscera.masks import INSIDE, BoolArray, LevelArray, SoftMask
 from viscera.shapes import Box, SpacingMm, Triple, triple
 
-BODY_HU = -300.0  # between fat (-100) and lung or air (-700 ... -1000)
-BODY_MARGIN_MM = 10.0
-BODY_PART_ML = 20.0  # a part of the body smaller than this (cushion, cable, tube) does not count
 NOWHERE = Box((0, 0, 0), (0, 0, 0))
 _SLAB = 32  # slices taken at once; 512 x 512 x 32 float32 = 34 MB
 
@@ -95,11 +91,14 @@ def resample_image(
         step = t / s
         coordinates = np.arange(n_out) * step
         taps.append(mean_taps(coordinates, n_in, step) if smooth else linear_taps(coordinates, n_in))
-    in_plane = torch.empty((shape[0], shape[1], array.shape[2]))
-    for z in range(0, array.shape[2], _SLAB):
-        slab = torch.from_numpy(np.ascontiguousarray(array[:, :, z : z + _SLAB], dtype=np.float32))
-        in_plane[:, :, z : z + _SLAB] = taps[1](taps[0](slab, 0), 1)
-    result: npt.NDArray[np.float32] = taps[2](in_plane, 2).numpy()
+    out = torch.empty(shape)
+    block = max(1, int(_SLAB * spacing_mm[2] / new_spacing_mm[2]))
+    for z in range(0, shape[2], block):
+        index, weight = taps[2].index[z : z + block], taps[2].weight[z : z + block]
+        first, end = int(index.min()), int(index.max()) + 1
+        slab = torch.from_numpy(np.ascontiguousarray(array[:, :, first:end], dtype=np.float32))
+        out[:, :, z : z + block] = AxisTaps(index - first, weight)(taps[1](taps[0](slab, 0), 1), 2)
+    result: npt.NDArray[np.float32] = out.numpy()
     return result
 
 
@@ -131,37 +130,6 @@ def imaged_box(hu: npt.NDArray[Any]) -> Box:
 
 def _is_constant(plane: npt.NDArray[Any]) -> bool:
     return bool((plane == plane[0, 0]).all())
-
-
-def body_box(hu: npt.NDArray[Any], spacing_mm: SpacingMm) -> Box:
-    """The box around the patient in an image [X, Y, Z] in HU, with a margin; the whole image if no body is seen.
-
-    Looks at a copy of about 4 mm, drops thin things (the table) by an opening and small ones by their volume; planes
-    of a single value at the image's ends are no body. Lungs lie between body walls, so they are inside the box even
-    though they are darker than `BODY_HU`.
-    """
-    stride = triple(max(1, round(4.0 / s)) for s in spacing_mm)
-    coarse_mm = np.array(spacing_mm) * stride
-    sample = hu[:: stride[0], :: stride[1], :: stride[2]]
-    coarse: BoolArray = np.zeros(sample.shape, np.bool_)
-    imaged = imaged_box(sample).slices
-    coarse[imaged] = sample[imaged] > BODY_HU
-    # An opening by 3 voxels (about 12 mm): a table top goes, an arm or a chest wall stays. What lies beyond the
-    # border counts as body, else the erosion would eat a patient whom the field of view cuts.
-    cube = np.ones(tuple(3 if n >= 3 else 1 for n in coarse.shape), bool)
-    opened = ndimage.binary_dilation(ndimage.binary_erosion(coarse, cube, border_value=1), cube)
-    labels, count = ndimage.label(opened)
-    if count == 0:
-        return Box.whole(hu.shape)
-    volumes_ml = np.bincount(labels.ravel())[1:] * float(coarse_mm.prod()) / 1000
-    kept = np.flatnonzero(volumes_ml >= min(BODY_PART_ML, float(volumes_ml.max()))) + 1
-    box = Box.around(np.isin(labels, kept))
-    margin = triple(int(np.ceil(BODY_MARGIN_MM / s)) for s in spacing_mm)
-    fine = Box(
-        triple(a * d for a, d in zip(box.start, stride, strict=True)),
-        triple(min(n, b * d) for b, d, n in zip(box.stop, stride, hu.shape, strict=True)),
-    )
-    return fine.grown(margin, within=triple(hu.shape))
 
 
 def mask_on_scan(

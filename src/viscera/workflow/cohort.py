@@ -98,7 +98,7 @@ def segment_many(
     """Segments every case into its folder; an error in one does not stop the others.
 
     While the network works on one case, the next one is read and the one before is measured and written: three scans
-    are in memory at once.
+    are in memory at once. Where the settings limit the memory, it is one scan after the other.
 
     resume  skip a case whose folder holds a whole result of the same scan, model and settings
     begun, ended  called before a case's network and when its result is written, from the caller's thread
@@ -111,20 +111,25 @@ def segment_many(
         outcomes.append(done.outcome())
         if ended is not None:
             ended(outcomes[-1], done.result)
+        done.result = None  # a caller's loop may hold the step while the next scan is read
 
     with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as writer:
         waiting = deque(cases)
+        together = settings.inference.max_memory_bytes is None
         ahead = reader.submit(work.read, waiting.popleft()) if waiting else None
         behind: Future[_Step] | None = None
         while ahead is not None:
             step = ahead.result()
-            ahead = reader.submit(work.read, waiting.popleft()) if waiting else None
+            ahead = reader.submit(work.read, waiting.popleft()) if waiting and together else None
             if begun is not None:
                 begun(step.case)
             work.compute(step, listener)
             if behind is not None:
                 finished(behind)
             behind = writer.submit(work.write, step)
+            if waiting and not together:
+                finished(behind)
+                behind, ahead = None, reader.submit(work.read, waiting.popleft())
         if behind is not None:
             finished(behind)
     return outcomes

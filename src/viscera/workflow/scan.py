@@ -18,7 +18,8 @@ import torch
 from viscera import __version__
 from viscera.errors import ClassNameError, SettingError
 from viscera.infer.collect import level_probabilities
-from viscera.infer.predict import InferenceSettings, predict
+from viscera.infer.memory import Tiling, bytes_of
+from viscera.infer.predict import InferenceSettings, predict, tiling
 from viscera.infer.prepare import Prepared, prepare
 from viscera.infer.runtime import Runtime
 from viscera.io.grid import imaged_box, levels_on_scan, mask_on_scan
@@ -45,6 +46,7 @@ from viscera.shapes import Box, SpacingMm
 from viscera.taxonomy import Structure, taxonomy
 from viscera.text.match import nearest
 from viscera.workflow.outputs import RECORD, file_sizes, staged
+from viscera.workflow.region import Region, find_region, predict_within
 
 PROBABILITIES = "probabilities"
 UNTRAINED = (
@@ -86,6 +88,8 @@ class SegmentSettings:
     post       apply the rules of `post.toml`
     crop       leave out the air around the body
     probabilities  keep the probability maps of the tumours and cysts asked for as well
+    coarse     a small model that finds where the asked organs are, so that the model looks only there; None: it
+               looks everywhere
     inference  precision, overlap, device
     """
 
@@ -95,6 +99,7 @@ class SegmentSettings:
     post: bool = True
     crop: bool = True
     probabilities: bool = False
+    coarse: UniversalModel | None = None
     inference: InferenceSettings = field(default_factory=InferenceSettings)
 
 
@@ -202,6 +207,7 @@ def request(scan: Path | None, model: UniversalModel, settings: SegmentSettings)
         "post": settings.post,
         "crop": settings.crop,
         "probabilities": settings.probabilities,
+        "coarse_sha256": None if settings.coarse is None else model_sha256(settings.coarse),
         **asdict(settings.inference),
     }
 
@@ -317,13 +323,17 @@ def segment_scan(
 
 @dataclass(frozen=True, eq=False)
 class Ready:
-    """A scan that waits for the network."""
+    """A scan that waits for the network.
+
+    seen_coarsely  as the model that finds the region sees it, if there is one
+    """
 
     path: Path | None
     volume: Volume
     reorientation: Reorientation
     prepared: Prepared
     started: datetime
+    seen_coarsely: Prepared | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -334,6 +344,8 @@ class Masked:
     masks: MaskSet
     faint: MaskSet  # of the lesions whose probabilities are asked for
     notes: Sequence[RuleNote]
+    region: Region  # where the network looked
+    tiling: Tiling  # and how it went over it
 
 
 def make_ready(scan: str | Path | Volume, model: UniversalModel, settings: SegmentSettings, watch: Stopwatch) -> Ready:
@@ -352,7 +364,11 @@ def make_ready(scan: str | Path | Volume, model: UniversalModel, settings: Segme
         hu, _, reorientation = to_ras(volume)
         spacing_mm = spacing_in_ras(volume, reorientation)
         prepared = prepare(hu, spacing_mm, model.config.preprocessing, crop_to_body=settings.crop)
-    return Ready(None if isinstance(scan, Volume) else Path(scan), volume, reorientation, prepared, started)
+        coarsely = None
+        if settings.coarse is not None:
+            coarsely = prepare(hu, spacing_mm, settings.coarse.config.preprocessing, crop_to_body=settings.crop)
+    path = None if isinstance(scan, Volume) else Path(scan)
+    return Ready(path, volume, reorientation, prepared, started, coarsely)
 
 
 def find_masks(ready: Ready, model: UniversalModel, settings: SegmentSettings, watch: Stopwatch) -> Masked:
@@ -360,24 +376,35 @@ def find_masks(ready: Ready, model: UniversalModel, settings: SegmentSettings, w
     structures = chosen_classes(model, settings.classes)
     asked = [s.key for s in structures]
     lesions = [s.key for s in structures if s.is_lesion] if settings.probabilities else []
-    with watch.stage("Network"):
-        # A tumour's rule looks at its organ, so the organ is computed along with it.
-        computed = [k for k in needed_classes(asked) if k in model.config.classes] if settings.post else asked
-        masks = predict(
-            model,
-            ready.prepared,
-            computed,
-            settings.inference,
-            lambda done, total: watch.step("Network", done, total),
-            keep_from=dict.fromkeys(lesions, FROC_THRESHOLDS[0]),
-        )
+    # A tumour's rule looks at its organ, so the organ is computed along with it.
+    computed = [k for k in needed_classes(asked) if k in model.config.classes] if settings.post else asked
+
+    def look(prepared: Prepared) -> MaskSet:
+        with watch.stage("Network"):
+            return predict(
+                model,
+                prepared,
+                computed,
+                settings.inference,
+                lambda done, total: watch.step("Network", done, total),
+                keep_from=dict.fromkeys(lesions, FROC_THRESHOLDS[0]),
+            )
+
+    whole, region = ready.prepared, Region(ready.prepared.box)
+    if settings.coarse is not None and ready.seen_coarsely is not None:
+        with watch.stage("Region"):
+            inference = replace(settings.inference, overlap=None)
+            region = find_region(settings.coarse, ready.seen_coarsely, whole, computed, inference)
+    masks, region = predict_within(look, whole, region)
+    plan = tiling(model, whole.within(region.box), settings.inference)
     faint = MaskSet(masks.shape, masks.spacing_mm, {key: masks[key] for key in lesions})
     masks = masks.changed({key: masks[key].shrunk() for key in lesions})
     notes: Sequence[RuleNote] = ()
     if settings.post:
         with watch.stage("Rules"):
             masks, notes = apply_rules(masks, ready.prepared.densities)
-    return Masked(ready, masks, faint, notes)
+    done = replace(ready, prepared=whole.without_image(), seen_coarsely=None)
+    return Masked(done, masks, faint, notes, region, plan)
 
 
 def describe(masked: Masked, model: UniversalModel, settings: SegmentSettings, watch: Stopwatch) -> Result:
@@ -394,7 +421,8 @@ def describe(masked: Masked, model: UniversalModel, settings: SegmentSettings, w
             reorientation.apply(volume.array), volume.voxel_volume_mm3, organs_asked=len(organs), organs_found=found
         )
     untrained = () if model.config.trained else (UNTRAINED,)
-    warnings = (*untrained, *volume.provenance.notes, *(flag.sentence for flag in flags))
+    noted = (masked.region.note,) if masked.region.note else ()
+    warnings = (*untrained, *volume.provenance.notes, *noted, *(flag.sentence for flag in flags))
     asked_for = request(ready.path, model, settings)
     record = run_record(
         volume=volume,
@@ -407,7 +435,11 @@ def describe(masked: Masked, model: UniversalModel, settings: SegmentSettings, w
             "source": model.config.source,
         },
         request=asked_for,
-        used=asdict(settings.inference.resolved(model.config.inference.mode)),
+        used={
+            **asdict(settings.inference.resolved(model.config.inference.mode)),
+            "window_voxels": masked.tiling.window,  # null: one pass
+            "region_voxels": masked.region.box.shape,
+        },
         rules=masked.notes,
         warnings=warnings,
         timings_s=watch.seconds,
@@ -464,6 +496,8 @@ def segment(
     overlap: float | None = None,
     device: str = "auto",
     runtime: Runtime = "auto",
+    max_memory: str | None = None,
+    coarse: str | Path | UniversalModel | None = None,
     series: str | None = None,
     force: bool = False,
     progress: Stage | None = None,
@@ -474,11 +508,22 @@ def segment(
     model     a name (`viscera models`), a .safetensors file, or a loaded model; None: the starter model
     classes   what to find, as people write it: ``"liver, kidneys"``, ``["liver tumor", 6]``; None: everything
     post      clean the masks by the rules of post.toml
+    coarse    a small model, such as "starter", that finds where the organs are; the model looks only there
+    max_memory  what the process may take, such as "2GB": smaller windows are chosen where it is needed
     progress  called with (stage, steps done, steps in all)
 
     See `segment_scan` for the errors and `InferenceSettings` for precision, overlap, device and runtime.
     """
     network = model if isinstance(model, torch.nn.Module) else load_model(model or default_model())
-    inference = InferenceSettings(precision=precision, overlap=overlap, device=device, runtime=runtime)
-    settings = SegmentSettings(series=series, force=force, classes=classes, post=post, inference=inference)
+    inference = InferenceSettings(
+        precision=precision,
+        overlap=overlap,
+        device=device,
+        runtime=runtime,
+        max_memory_bytes=None if max_memory is None else bytes_of(max_memory),
+    )
+    finder = load_model(coarse) if isinstance(coarse, (str, Path)) else coarse
+    settings = SegmentSettings(
+        series=series, force=force, classes=classes, post=post, coarse=finder, inference=inference
+    )
     return segment_scan(scan, network, settings, watch=Stopwatch(progress))

@@ -1,0 +1,86 @@
+"""Where the patient is in an image: what lies outside needs no network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from viscera.io.grid import imaged_box
+from viscera.masks import BoolArray
+from viscera.shapes import Box, SpacingMm, Triple, triple
+
+BODY_HU = -300.0  # between fat (-100) and lung or air (-700 ... -1000)
+BODY_MARGIN_MM = 10.0
+BODY_PART_ML = 20.0  # a part of the body smaller than this (cushion, cable, tube) does not count
+
+
+@dataclass(frozen=True, eq=False)
+class Body:
+    """The patient on a raster of about 4 mm.
+
+    tissue  bool: every raster point that is body; lungs and gas are not
+    stride  voxels of the image from one raster point to the next
+    margin  voxels around the tissue that still count
+    shape   voxels of the image
+    """
+
+    tissue: BoolArray
+    stride: Triple
+    margin: Triple
+    shape: Triple
+
+    @property
+    def box(self) -> Box:
+        """The box around all of it, with the margin. Lungs lie between body walls, so they are inside."""
+        box = Box.around(self.tissue)
+        fine = Box(
+            triple(a * d for a, d in zip(box.start, self.stride, strict=True)),
+            triple(min(n, b * d) for b, d, n in zip(box.stop, self.stride, self.shape, strict=True)),
+        )
+        return fine.grown(self.margin, within=self.shape)
+
+    def reaches(self, box: Box) -> bool:
+        """Whether any of the body, or of what it encloses, or of the margin, lies in `box` of the image."""
+        wide = box.grown(self.margin, within=self.shape)
+        place = tuple(slice(a // d, -(-b // d)) for a, b, d in zip(wide.start, wide.stop, self.stride, strict=True))
+        # What has tissue on both sides is enclosed: seen along x, or along y where the scan cuts the body off.
+        x, y, z = place
+        part = self.tissue[:, :, z]
+        return bool(_between(part, 0)[x, y].any() or _between(part, 1)[x, y].any())
+
+
+def _between(tissue: BoolArray, axis: int) -> BoolArray:
+    """The voxels from the first to the last of `tissue` along `axis`."""
+    before = np.logical_or.accumulate(tissue, axis)
+    after = np.flip(np.logical_or.accumulate(np.flip(tissue, axis), axis), axis)
+    enclosed: BoolArray = before & after
+    return enclosed
+
+
+def find_body(hu: npt.NDArray[Any], spacing_mm: SpacingMm) -> Body:
+    """The patient in an image [X, Y, Z] in HU; all of the image if no body is seen.
+
+    Looks at a copy of about 4 mm, drops thin things (the table) by an opening and small ones by their volume; planes
+    of a single value at the image's ends are no body.
+    """
+    stride = triple(max(1, round(4.0 / s)) for s in spacing_mm)
+    margin = triple(int(np.ceil(BODY_MARGIN_MM / s)) for s in spacing_mm)
+    coarse_mm = np.array(spacing_mm) * stride
+    sample = hu[:: stride[0], :: stride[1], :: stride[2]]
+    coarse: BoolArray = np.zeros(sample.shape, np.bool_)
+    imaged = imaged_box(sample).slices
+    coarse[imaged] = sample[imaged] > BODY_HU
+    # An opening by 3 voxels (about 12 mm): a table top goes, an arm or a chest wall stays. What lies beyond the
+    # border counts as body, else the erosion would eat a patient whom the field of view cuts.
+    cube = np.ones(tuple(3 if n >= 3 else 1 for n in coarse.shape), bool)
+    opened = ndimage.binary_dilation(ndimage.binary_erosion(coarse, cube, border_value=1), cube)
+    labels, count = ndimage.label(opened)
+    if count == 0:
+        return Body(np.ones(sample.shape, bool), stride, margin, triple(hu.shape))
+    volumes_ml = np.bincount(labels.ravel())[1:] * float(coarse_mm.prod()) / 1000
+    kept = np.flatnonzero(volumes_ml >= min(BODY_PART_ML, float(volumes_ml.max()))) + 1
+    return Body(np.isin(labels, kept), stride, margin, triple(hu.shape))
