@@ -1,0 +1,179 @@
+"""How time and memory grow: with the scan's slices, and with the number of classes.
+
+    python bench/scaling.py            both
+    python bench/scaling.py slices     only one of: slices, classes
+
+Slices: scans of 512 x 512 x N, a real CT mirrored along z again and again, through `viscera segment` with the starter
+model, file to files. The U-Net is not measured here: it takes the better part of an hour for the longest.
+
+Classes: network and masks of one scan for 1, 32 and 117 classes. More classes are more text, and no other weights: the
+model's own classes are asked for again and again. The starter is measured on the scan of 300 slices, the U-Net (seeded)
+on one window.
+
+Every run is a process of its own; memory is the operating system's peak for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import cycle, islice
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from viscera.infer.predict import predict
+from viscera.infer.prepare import Prepared, prepare
+from viscera.io.orientation import to_ras
+from viscera.io.read import read_volume
+from viscera.model.store import load_model
+from viscera.report.manifest import machine, peak_memory_mb
+from viscera.shapes import Box
+from viscera.workflow.demo import fetch_demo_scan
+from viscera.workflow.scan import spacing_in_ras
+
+OUT = Path(__file__).parent / "out"
+STARTER, UNET = "starter", "unet"
+SLICES, SPACING_MM = (100, 300, 600, 1024), (0.78, 0.78, 1.5)
+CLASSES = (1, 32, 117)
+STANDARD, LONGEST = 300, 1024
+MOST_SECONDS, MOST_GB, MOST_GROWTH = 10.0, 1.5, 1.3
+MOST_TIME = {32: 1.15, 117: 1.3}  # times that of one class
+MOST_MEMORY = 1.3
+
+
+def tiled(slices: int, folder: Path) -> Path:
+    """A scan of 512 x 512 x `slices`: the demonstration CT, mirrored along z again and again."""
+    path = folder / f"{slices}.nii.gz"
+    if not path.exists():
+        array = np.asarray(nib.load(fetch_demo_scan()).dataobj).astype(np.int16)
+        depth = array.shape[2]
+        index = np.arange(slices) % (2 * depth)
+        long = np.asfortranarray(array[:, :, np.where(index < depth, index, 2 * depth - 1 - index)])
+        nib.save(nib.Nifti1Image(long, np.diag([-SPACING_MM[0], -SPACING_MM[1], SPACING_MM[2], 1.0])), path)
+    return path
+
+
+def segmented(scan: Path, folder: Path) -> dict[str, float]:
+    """`viscera segment` in a fresh process: seconds from its start to its end, processor seconds, peak memory."""
+    out = folder / "result"
+    command = [sys.executable, "-m", "viscera", "segment", str(scan), "-o", str(out), "-m", STARTER]
+    start, before = time.perf_counter(), os.times()
+    subprocess.run([*command, "--quiet", "--overwrite"], check=True)
+    seconds, after = time.perf_counter() - start, os.times()
+    record = json.loads((out / "run.json").read_text())
+    processor = after.children_user + after.children_system - before.children_user - before.children_system
+    return {"seconds": seconds, "processor_s": processor, "peak_gb": record["peak_memory_mb"] / 1000}
+
+
+def run_classes(name: str, count: int, scan: Path) -> dict[str, float]:
+    """In a child process: network and masks for `count` classes."""
+    model = load_model(name)
+    volume = read_volume(scan)
+    hu, _, reorientation = to_ras(volume)
+    prepared = prepare(hu, spacing_in_ras(volume, reorientation), model.config.preprocessing)
+    if name == UNET:
+        prepared = middle(prepared, model.config.inference.patch_voxels)
+    classes = list(islice(cycle(model.config.classes), count))
+    times = []
+    for _ in range(2):
+        start, before = time.perf_counter(), time.process_time()
+        predict(model, prepared, classes)
+        times.append((time.perf_counter() - start, time.process_time() - before))
+    seconds, processor = min(times)
+    return {"seconds": seconds, "processor_s": processor, "peak_gb": peak_memory_mb() / 1000}
+
+
+def middle(prepared: Prepared, window: tuple[int, int, int]) -> Prepared:
+    """One window from the middle of the scan."""
+    box = prepared.box
+    start = [a + (b - a - w) // 2 for a, b, w in zip(box.start, box.stop, window, strict=True)]
+    x, y, z = (max(a, s) for a, s in zip(box.start, start, strict=True))
+    stop = [min(b, s + w) for b, s, w in zip(box.stop, (x, y, z), window, strict=True)]
+    return prepared.within(Box((x, y, z), (stop[0], stop[1], stop[2])))
+
+
+def child(name: str, count: int, scan: Path) -> dict[str, float]:
+    """`run_classes` in a fresh process."""
+    command = [sys.executable, __file__, "--child", name, str(count), str(scan)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def measured_slices(folder: Path) -> dict[int, dict[str, float]]:
+    return {slices: segmented(tiled(slices, folder), folder) for slices in SLICES}
+
+
+def measured_classes(folder: Path) -> dict[str, dict[int, dict[str, float]]]:
+    scan = tiled(STANDARD, folder)
+    return {name: {count: child(name, count, scan) for count in CLASSES} for name in (STARTER, UNET)}
+
+
+def judged_slices(rows: dict[int, dict[str, float]]) -> list[tuple[str, bool]]:
+    """Each bar in words, and whether it is met."""
+    usual, growth = rows[STANDARD], rows[LONGEST]["peak_gb"] / rows[STANDARD]["peak_gb"]
+    return [
+        (f"{STANDARD} slices in {usual['seconds']:.1f} s (bar {MOST_SECONDS} s)", usual["seconds"] <= MOST_SECONDS),
+        (f"{STANDARD} slices in {usual['peak_gb']:.2f} GB (bar {MOST_GB} GB)", usual["peak_gb"] <= MOST_GB),
+        (
+            f"{LONGEST} slices take {growth:.2f} x the memory of {STANDARD} (bar {MOST_GROWTH} x)",
+            growth <= MOST_GROWTH,
+        ),
+    ]
+
+
+def judged_classes(name: str, rows: dict[int, dict[str, float]]) -> list[tuple[str, bool]]:
+    """Each bar in words, and whether it is met."""
+    lines, one = [], rows[1]
+    for count, most in MOST_TIME.items():
+        time_ratio, memory_ratio = rows[count]["seconds"] / one["seconds"], rows[count]["peak_gb"] / one["peak_gb"]
+        lines.append(
+            (f"{name}: {count} classes take {time_ratio:.2f} x the time of one (bar {most})", time_ratio <= most)
+        )
+        lines.append((f"{name}: and {memory_ratio:.2f} x the memory (bar {MOST_MEMORY})", memory_ratio <= MOST_MEMORY))
+    return lines
+
+
+def table(title: str, rows: dict[int, dict[str, float]]) -> str:
+    """The rows as Markdown."""
+    lines = [f"| {title} | s | processor s | peak GB |", "|---|---|---|---|"]
+    lines += [f"| {n} | {r['seconds']:.2f} | {r['processor_s']:.2f} | {r['peak_gb']:.2f} |" for n, r in rows.items()]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    chosen = sys.argv[1:] or ["slices", "classes"]
+    tables, verdicts, results = [], [], {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if "slices" in chosen:
+            results["slices"] = slices = measured_slices(folder)
+            tables.append(table("slices of 512 x 512, starter", slices))
+            verdicts += judged_slices(slices)
+        if "classes" in chosen:
+            results["classes"] = classes = measured_classes(folder)
+            for model, rows in classes.items():
+                tables.append(table(f"classes, {model}", rows))
+                verdicts += judged_classes(model, rows)
+    text = f"{machine()['cpu']}, {machine()['cores']} cores\n\n" + "\n\n".join(tables)
+    text += "\n\n" + "\n".join(f"- {'met' if met else 'MISSED'}: {line}" for line, met in verdicts) + "\n"
+    OUT.mkdir(parents=True, exist_ok=True)
+    (OUT / "scaling.json").write_text(json.dumps({"machine": machine(), **results}, indent=2))
+    (OUT / "scaling.md").write_text(text)
+    print(text)
+    passed = all(met for _, met in verdicts)
+    print("scaling:", "every bar met" if passed else "A BAR IS MISSED")
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        print(json.dumps(run_classes(sys.argv[2], int(sys.argv[3]), Path(sys.argv[4]))))
+    else:
+        raise SystemExit(main())
