@@ -43,14 +43,15 @@ def starter(data: Path, tables: Sequence[str], shapes: Path, **loop: int) -> Rec
     recipe = load_recipe("starter")
     folders = {REAL_SHAPES: shapes}
     sets = {str(HERE / f"{table}.toml"): str(folders.get(table, data)) for table in tables}
-    return replace(recipe, sets=sets, loop=replace(recipe.loop, **loop))
+    weights = {key: weight for key, weight in recipe.sampling.set_weights.items() if key in tables}
+    sampling = replace(recipe.sampling, set_weights=weights)
+    return replace(recipe, sets=sets, sampling=sampling, loop=replace(recipe.loop, **loop))
 
 
 def start(data: Path, folder: Path, cache: Path, steps: int) -> Path:
     """The weights that every fold begins with, trained if they are not there yet."""
     recipe = starter(data, START_TABLES, data, seed=0, steps=steps)
-    recipe = replace(recipe, classes=START_CLASSES, sampling=replace(recipe.sampling, set_weights={}))
-    run(make_plan(recipe, cache), folder)
+    run(make_plan(replace(recipe, classes=START_CLASSES), cache), folder)
     return folder / LAST
 
 
