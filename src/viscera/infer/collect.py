@@ -15,6 +15,8 @@ from viscera.infer.window import Slab
 from viscera.masks import INSIDE, LevelArray, SoftMask
 from viscera.shapes import Box, Triple, triple
 
+_ROUNDING = 1e-3  # far more than what float32 loses on the way from a logit to its level
+
 
 @dataclass
 class _Found:
@@ -46,42 +48,59 @@ class SoftMaskCollector:
             INSIDE if least is None else min(INSIDE, int(np.searchsorted(of_level, least)))
             for of_level, least in zip(self._probabilities, keep_from or [None] * len(thresholds), strict=True)
         ]
+        # No logit below this one reaches the least level; rounding is left to the levels themselves.
+        self._bound = [
+            shift + math.log(least / (256 - least)) - _ROUNDING if least else -math.inf
+            for shift, least in zip(self._shift, self._least, strict=True)
+        ]
         self._found = [_Found() for _ in thresholds]
-        self._last: list[LevelArray | None] = [None] * len(self._shift)  # the slice below the coming slab, [X, Y]
+        self._last: list[torch.Tensor | None] = [None] * len(self._shift)  # logits [X, Y, 1] below the coming slab
         self._next_z = [0] * len(self._shift)
 
     def add(self, slab: Slab) -> None:
         """Takes one slab. Raises VisceraError if the network gave numbers that are not finite."""
-        for k, logits in enumerate(slab.logits, start=slab.first_class):
+        highest = slab.logits.amax((1, 2, 3)).tolist()
+        for k, (logits, top) in enumerate(zip(slab.logits, highest, strict=True), start=slab.first_class):
             assert slab.z == self._next_z[k], "slabs must come in order"
             self._next_z[k] += logits.shape[-1]
-            probability = (logits - self._shift[k]).sigmoid_()
-            if not torch.isfinite(probability.sum()):
+            if math.isnan(top):
                 raise VisceraError(
                     f"The network gave NaN for class number {k + 1} of those asked for near slice {slab.z} of its "
                     "grid. The weights are damaged, or bf16 overflowed: try --precision fp32."
                 )
-            level = probability.mul_(256).clamp_(max=255).to(torch.uint8).cpu().numpy()
-            self._add_class(k, slab.z, level)
+            if top >= self._bound[k]:
+                self._keep_inside(k, slab.z, logits)
+            below, first = self._last[k], logits[:, :, :1]
+            if below is not None:
+                # A surface between two slabs needs the neighbour's levels on both sides.
+                self._keep_beside(k, slab.z - 1, below, first)
+                self._keep_beside(k, slab.z, first, below)
+            self._last[k] = logits[:, :, -1:].clone()
 
-    def _add_class(self, k: int, z: int, level: LevelArray) -> None:
-        found, below, least = self._found[k], self._last[k], self._least[k]
-        around = Box.around(level >= least)
+    def _keep_inside(self, k: int, z: int, logits: torch.Tensor) -> None:
+        """Keeps the levels around what is in of a slab; only there are they computed."""
+        near = Box.around((logits >= self._bound[k]).cpu().numpy()).grown(1, within=triple(logits.shape))
+        level = self._levels(k, logits[near.slices])
+        around = Box.around(level >= self._least[k])
         if not around.is_empty:
-            self._keep(found, level, around, z)
-            inside = level[around.slices]
-            found.histogram += np.bincount(inside.ravel(), minlength=256)
-        if below is not None:
-            # A surface between two slabs needs the neighbour's levels on both sides.
-            self._keep(found, below, Box.around(level[:, :, :1] >= least), z - 1)
-            self._keep(found, level[:, :, :1], Box.around(below >= least), z)
-        self._last[k] = level[:, :, -1:].copy()
+            self._found[k].histogram += np.bincount(level[around.slices].ravel(), minlength=256)
+            x, y, above = near.start
+            self._keep(k, level, around, (x, y, z + above))
 
-    @staticmethod
-    def _keep(found: _Found, level: LevelArray, around: Box, z: int) -> None:
+    def _keep_beside(self, k: int, z: int, kept: torch.Tensor, inside: torch.Tensor) -> None:
+        """Keeps the levels of slice z, `kept` [X, Y, 1], around what is in of its neighbour `inside`."""
+        if float(inside.amax()) >= self._bound[k]:
+            self._keep(k, self._levels(k, kept), Box.around(self._levels(k, inside) >= self._least[k]), (0, 0, z))
+
+    def _levels(self, k: int, logits: torch.Tensor) -> LevelArray:
+        level: LevelArray = (logits - self._shift[k]).sigmoid_().mul_(256).clamp_(max=255).to(torch.uint8).cpu().numpy()
+        return level
+
+    def _keep(self, k: int, level: LevelArray, around: Box, start: Triple) -> None:
+        """Keeps `level`, whose first voxel is `start` of the grid, around the box `around` of it."""
         if not around.is_empty:
             box = around.grown(1, within=triple(level.shape))
-            found.pieces.append((box.shifted((0, 0, z)), level[box.slices].copy()))
+            self._found[k].pieces.append((box.shifted(start), level[box.slices].copy()))
 
     def finish(self) -> list[SoftMask]:
         """The soft masks, in the order of the thresholds."""
