@@ -39,7 +39,7 @@ class AxisTaps:
         """`values` (floating point) resampled along `axis`."""
         shape = [1] * values.dim()
         shape[axis] = -1
-        out = values.index_select(axis, self.index[:, 0]) * self.weight[:, 0].view(shape)
+        out = values.index_select(axis, self.index[:, 0]).mul_(self.weight[:, 0].view(shape))
         for tap in range(1, self.index.shape[1]):
             out.addcmul_(values.index_select(axis, self.index[:, tap]), self.weight[:, tap].view(shape))
         return out
