@@ -10,7 +10,8 @@ organ lies there already, else its statistics by depth below the surface with no
 bowel get walls, gas above fluid, and stool. The aorta, the vena cava, the lungs and what else the template draws and
 WORD does not come along with the deformation. real_shapes.toml says what the values mean.
 
-The scan given to --without is never read: a model that learns from the output can be tested on it.
+The scan given to --without is never read: a model that learns from the output can be tested on it. An interrupted run
+goes on when the same command is given again.
 """
 
 from __future__ import annotations
@@ -565,12 +566,16 @@ def main() -> None:
     for number, case in enumerate(find_cases(read_dataset_table(HERE / f"{PATIENTS}.toml"), given.data).cases):
         if given.only and case.name not in given.only:
             continue
+        folders = {template: output / f"{case.name}-{template.name}" for template in templates}
+        todo = {t: folder for t, folder in folders.items() if not (folder / "labels.nii.gz").is_file()}
+        if not todo:
+            continue
         patient = read_patient(case)
-        for template in templates:
+        for template, folder in todo.items():
             began = time.perf_counter()
             place = fitted(patient, template)
             hu, labels, usable = painted(patient, template, place, given.seed + number)
-            write(output / f"{case.name}-{template.name}", patient, hu, labels, usable)
+            write(folder, patient, hu, labels, usable)
             print(f"{case.name} in {template.name}: {time.perf_counter() - began:.1f} s", flush=True)
 
 
