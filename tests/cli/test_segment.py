@@ -458,6 +458,22 @@ def test_ctrl_c_ends_with_130_and_keeps_what_was_whole(network, cohort, here, mo
     assert files(here / "out") == {"a", *(f"a/{file}" for file in FILES - {"preview.png"})}
 
 
+@pytest.mark.parametrize(
+    ("size", "told"),
+    [("much", "'much' is not a size of memory; write it as 2GB"), ("100MB", "needs at least")],
+)
+def test_a_limit_that_cannot_be_kept_is_told_with_the_way_out(network, scan, size, told):
+    done = viscera("segment", scan, "-o", "out", "--max-memory", size)
+    assert done.exit_code == 2 and told in words(done)
+    assert not Path("out").exists()
+
+
+def test_a_model_that_finds_the_region_is_named_in_the_record(network, scan):
+    assert viscera("segment", scan, "-o", "out", "-c", "left kidney", "--coarse", "starter").exit_code == 0
+    told = record(Path("out"))
+    assert told["request"]["coarse_sha256"] and told["used"]["region_voxels"]
+
+
 STOPPABLE = """
     import sys, time
     import viscera.model.store

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from viscera.errors import InputError
+from viscera.infer.predict import InferenceSettings
 from viscera.workflow.cohort import find_cases, segment_many
 from viscera.workflow.scan import SaveSettings, SegmentSettings
 
@@ -118,3 +119,27 @@ def test_the_next_scan_is_read_and_the_last_one_written_while_the_network_works(
     assert [o.status for o in outcomes] == ["done"] * 3, [o.error for o in outcomes]
     assert [item for item in told if item.startswith("ended")] == ["ended a", "ended b", "ended c"]
     assert all(told.index(f"begun {name}") < told.index(f"ended {name}") for name in "abc")
+
+
+def test_with_limited_memory_it_is_one_scan_after_the_other(bands, tmp_path, monkeypatch):
+    from viscera.workflow import cohort
+
+    for name in ("a", "b", "c"):
+        nib.save(nib.Nifti1Image(phantom_hu(), np.diag([3.0, 3, 3, 1])), tmp_path / f"{name}.nii.gz")
+    order = []
+    make_ready, describe = cohort.make_ready, cohort.describe
+
+    def reading(scan, *arguments):
+        order.append(f"read {scan.name[0]}")
+        return make_ready(scan, *arguments)
+
+    def describing(masked, *arguments):
+        order.append(f"describe {masked.ready.path.name[0]}")
+        return describe(masked, *arguments)
+
+    monkeypatch.setattr(cohort, "make_ready", reading)
+    monkeypatch.setattr(cohort, "describe", describing)
+    settings = SegmentSettings(inference=InferenceSettings(max_memory_bytes=4_000_000_000))
+    outcomes = segment_many(find_cases([tmp_path], tmp_path / "out"), bands, settings, SaveSettings(picture=False))
+    assert [o.status for o in outcomes] == ["done"] * 3, [o.error for o in outcomes]
+    assert order == [f"{what} {name}" for name in "abc" for what in ("read", "describe")]
