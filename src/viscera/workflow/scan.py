@@ -59,19 +59,20 @@ Stage = Callable[[str, int, int], None]  # (stage, steps done, steps in all); 0 
 
 @dataclass
 class Stopwatch:
-    """Seconds per stage, and the stage now running told to whoever listens."""
+    """Seconds per stage by its clock, and the stage now running told to whoever listens."""
 
     listener: Stage | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    clock: Callable[[], float] = time.perf_counter
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         self.step(name, 0, 0)
-        start = time.perf_counter()
+        start = self.clock()
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + self.clock() - start
 
     def step(self, name: str, done: int, total: int) -> None:
         if self.listener is not None:
