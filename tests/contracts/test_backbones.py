@@ -122,6 +122,19 @@ def test_the_fused_backbone_gives_the_same_maps(case):
         assert (fused - plain).abs().max() <= 1e-3 * plain.std()
 
 
+def test_the_quick_backbone_for_bfloat16_gives_the_same_maps_up_to_rounding(case):
+    image = case.images[:1].contiguous(memory_format=torch.channels_last_3d)
+    quick, backbone = case.model.backbone.fused(bf16=True).eval(), case.model.backbone
+    with torch.inference_mode():
+        expected = backbone(image)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found, usual = quick(image), backbone(image)
+    for exact, fast, slow in zip(expected, found, usual, strict=True):
+        rounding = (slow - exact).square().mean().sqrt()
+        assert (fast - exact).square().mean().sqrt() <= 2 * rounding + 1e-6
+        assert rounding < 0.2 * exact.std()
+
+
 def test_the_logits_of_some_classes_are_those_rows_of_all(case):
     features, embedding = case.alone
     with torch.inference_mode():

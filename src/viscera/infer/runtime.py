@@ -11,10 +11,12 @@ from importlib.util import find_spec
 from typing import Literal, get_args
 
 import torch
+from torch import nn
 
 from viscera.errors import SettingError
 from viscera.model.backbones.blocks import with_parts
 from viscera.model.config import Mode
+from viscera.model.norm import CPUGroupNorm
 from viscera.model.precision import Precision, computing_in
 from viscera.model.universal import UniversalModel
 from viscera.shapes import Triple
@@ -55,9 +57,12 @@ def resolved_runtime(runtime: Runtime, device: torch.device, mode: Mode) -> Runt
     return "openvino" if device.type == "cpu" and mode == "window" and has_openvino() else "torch"
 
 
-def fused(model: UniversalModel) -> UniversalModel:
-    """The same model with its backbone fused for evaluation; it shares the other weights with `model`."""
-    return with_parts(model, backbone=model.backbone.fused()).eval()
+def fused(model: UniversalModel, *, bf16: bool = False) -> UniversalModel:
+    """The same model with its backbone fused for evaluation; it shares the other weights with `model`.
+
+    bf16  for torch in bfloat16 on a CPU
+    """
+    return with_parts(model, backbone=model.backbone.fused(bf16=bf16)).eval()
 
 
 def vision_encoder(
@@ -77,8 +82,10 @@ def vision_encoder(
 
 
 def _torch_encoder(model: UniversalModel, precision: Precision, device: torch.device) -> Encode:
-    quick = fused(model)
-    last = model.backbone.prefers_channels_last
+    on_cpu, last = device.type == "cpu", model.backbone.prefers_channels_last
+    quick = fused(model, bf16=on_cpu and precision == "bf16")
+    if on_cpu:
+        quick = with_parts(quick, GAP=_cpu_norm_first(model.GAP), precls_conv=_cpu_norm_first(model.precls_conv))
     if last:
         quick = quick.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
@@ -90,3 +97,10 @@ def _torch_encoder(model: UniversalModel, precision: Precision, device: torch.de
         return features, embedding.float()
 
     return encode
+
+
+def _cpu_norm_first(layers: nn.Sequential) -> nn.Sequential:
+    """The same layers; the group norm and the ReLU that they begin with need less memory and time."""
+    norm, _, *others = layers
+    assert isinstance(norm, nn.GroupNorm)
+    return nn.Sequential(CPUGroupNorm(norm), nn.ReLU(inplace=True), *others)

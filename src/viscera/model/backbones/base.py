@@ -40,9 +40,12 @@ class Backbone(nn.Module, ABC):
         A sample's maps do not depend on the others in its batch when the backbone is in evaluation mode.
         """
 
-    def fused(self) -> Backbone:
+    def fused(self, *, bf16: bool = False) -> Backbone:
         """The same maps for evaluation alone, from less computing where two layers can be made one; shares the
-        weights that stay. The backbone itself where nothing can be joined."""
+        weights that stay. The backbone itself where nothing can be joined.
+
+        bf16  it will compute in bfloat16 on a CPU: layers may be replaced by quicker ones of that precision
+        """
         return self
 
     def check_size(self, image: torch.Tensor) -> None:
@@ -57,9 +60,12 @@ class Backbone(nn.Module, ABC):
             )
 
 
+_NOT_BACKBONES = ("base", "blocks", "winograd")
+
+
 def backbone_names() -> list[str]:
     """Every backbone there is: the modules of this folder that define one."""
-    return sorted(module.name for module in iter_modules(room.__path__) if module.name not in ("base", "blocks"))
+    return sorted(module.name for module in iter_modules(room.__path__) if module.name not in _NOT_BACKBONES)
 
 
 def make_backbone(name: str, settings: Mapping[str, Any]) -> Backbone:

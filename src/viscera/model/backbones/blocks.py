@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from viscera.model.norm import is_summed_badly, normalised
+
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -23,11 +25,13 @@ class SampleNorm(nn.BatchNorm3d):
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        normed = [
-            functional.batch_norm(sample, None, None, self.weight, self.bias, training=True, eps=self.eps)
-            for sample in torch.split(input, 1)
-        ]
+        normed = [self._one(sample) for sample in torch.split(input, 1)]
         return normed[0] if len(normed) == 1 else torch.cat(normed)
+
+    def _one(self, sample: torch.Tensor) -> torch.Tensor:
+        if is_summed_badly(sample) and not torch.is_grad_enabled():
+            return normalised(sample, self.num_features, self.weight, self.bias, self.eps)
+        return functional.batch_norm(sample, None, None, self.weight, self.bias, training=True, eps=self.eps)
 
 
 def conv_of_two(conv: nn.Conv3d, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

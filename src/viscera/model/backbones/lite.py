@@ -95,7 +95,7 @@ class Lite(_HalfResolution):
         out: torch.Tensor = self.join[level](torch.cat([self.up[level](x), skip], 1))
         return out
 
-    def fused(self) -> Backbone:
+    def fused(self, *, bf16: bool = False) -> Backbone:
         return FusedLite(self)
 
 

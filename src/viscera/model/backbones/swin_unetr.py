@@ -66,7 +66,7 @@ class SwinUNETRBackbone(Backbone):
         x = self.decoder2(self.decoder3(x, skip2), skip1)
         return deepest, self.decoder1(x, self.encoder1(image))
 
-    def fused(self) -> Backbone:
+    def fused(self, *, bf16: bool = False) -> Backbone:
         blocks = {name: part for name, part in self.named_children() if isinstance(part, UnetrUpBlock)}
         return with_parts(self, **{name: FusedUp(block) for name, block in blocks.items()})
 

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from viscera.model.backbones.base import Backbone
 from viscera.model.backbones.blocks import SampleNorm, UpJoinConv, conv_of_two, with_parts
+from viscera.model.backbones.winograd import with_winograd
 
 
 class ConvNormReLU(nn.Module):
@@ -78,6 +79,11 @@ class FusedUp(nn.Module):
         return out
 
 
+def _halved(x: torch.Tensor) -> torch.Tensor:
+    """Max pooling. Asked for without indices, autocast would first make a float32 copy of the largest maps."""
+    return functional.max_pool3d(x, 2, return_indices=True)[0]
+
+
 class UNet(Backbone):
     """The paper's convolutional backbone; module names are those of the released checkpoint."""
 
@@ -99,15 +105,16 @@ class UNet(Backbone):
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         self.check_size(image)
         full = self.down_tr64(image)
-        half = self.down_tr128(functional.max_pool3d(full, 2))
-        quarter = self.down_tr256(functional.max_pool3d(half, 2))
-        bottleneck = self.down_tr512(functional.max_pool3d(quarter, 2))
+        half = self.down_tr128(_halved(full))
+        quarter = self.down_tr256(_halved(half))
+        bottleneck = self.down_tr512(_halved(quarter))
         up = self.up_tr128(self.up_tr256(bottleneck, quarter), half)
         return bottleneck, self.up_tr64(up, full)
 
-    def fused(self) -> UNet:
+    def fused(self, *, bf16: bool = False) -> UNet:
         ups = {name: part.fused() for name, part in self.named_children() if isinstance(part, Up)}
-        return with_parts(self, **ups)
+        joined = with_parts(self, **ups)
+        return with_winograd(joined) if bf16 else joined
 
 
 def build() -> Backbone:
