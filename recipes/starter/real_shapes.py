@@ -62,6 +62,7 @@ KEPT = {
     20: "aorta", 21: "postcava", 22: "right_lung", 23: "left_lung", 24: "portal_splenic_vein", 25: "prostate",
     26: "bone", 27: "muscle", 28: "heart", 29: "artery", 30: "vein", 31: "lungs",
 }  # fmt: skip
+REMOVED = (*DRAWN.values(), "undrawn", "kidney_cyst")  # of the template
 HEADS = ("left_femur_head", "right_femur_head")
 HOLLOW = ("stomach", "duodenum", "colon", "intestine", "rectum", "esophagus")
 MATCHED = {
@@ -418,7 +419,7 @@ def painted(
     beyond = (place < -0.5) | (place > limits)
     hu = np.where(beyond[0] | beyond[1], np.float32(AIR_HU), real)
 
-    left = np.any([mask for name, mask in own.items() if name in (*DRAWN.values(), "undrawn")], axis=0)
+    left = np.any([mask for name, mask in own.items() if name in REMOVED], axis=0)
     left = ndimage.binary_dilation(left) & ~np.any([own[name] for name in KEPT.values() if name in own], axis=0)
     lungs = np.any([mask for name, mask in own.items() if name in ("right_lung", "left_lung", "lungs")], axis=0)
     to_lung = left & _nearer(lungs, (hu < -50) & (hu > -200) & ~left)
