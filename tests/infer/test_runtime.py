@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -105,13 +107,16 @@ def test_only_the_newest_exports_stay(model, cache, monkeypatch):
     assert len(list(cache.iterdir())) == 1
 
 
-def test_auto_takes_openvino_only_for_windows_on_a_processor(monkeypatch):
+def test_auto_takes_openvino_only_for_windows_of_swin_unetr_on_a_processor(monkeypatch):
+    swin, unet = packaged_config("swin_unetr"), packaged_config("unet")
+    whole = replace(swin, inference=replace(swin.inference, mode="whole"))
     monkeypatch.setattr(runtime, "has_openvino", lambda: True)
-    assert resolved_runtime("auto", CPU, "window") == "openvino"
-    assert resolved_runtime("auto", CPU, "whole") == "torch"
-    assert resolved_runtime("auto", torch.device("cuda"), "window") == "torch"
+    assert resolved_runtime("auto", CPU, swin) == "openvino"
+    assert resolved_runtime("auto", CPU, unet) == "torch"
+    assert resolved_runtime("auto", CPU, whole) == "torch"
+    assert resolved_runtime("auto", torch.device("cuda"), swin) == "torch"
     monkeypatch.setattr(runtime, "has_openvino", lambda: False)
-    assert resolved_runtime("auto", CPU, "window") == "torch"
+    assert resolved_runtime("auto", CPU, swin) == "torch"
 
 
 def test_openvino_where_it_is_not_installed_is_an_error_with_the_way_out(monkeypatch):

@@ -42,7 +42,9 @@ Precision = Annotated[
 RuntimeName = Literal["auto", "torch", "openvino"]
 Runtime = Annotated[
     RuntimeName,
-    typer.Option(help="What computes the network; auto: OpenVINO for windows on a processor where it is installed."),
+    typer.Option(
+        help="What computes the network; auto: torch, or OpenVINO for Swin UNETR on a processor where it is installed."
+    ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")]

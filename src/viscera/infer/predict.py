@@ -14,7 +14,7 @@ from viscera.infer.prepare import Prepared
 from viscera.infer.runtime import Encode, Runtime, check_runtime, resolved_runtime, vision_encoder
 from viscera.infer.window import Progress, Slab, class_groups, stream_windows
 from viscera.masks import MaskSet
-from viscera.model.config import Mode
+from viscera.model.config import ModelConfig
 from viscera.model.precision import Precision, resolved_precision
 from viscera.model.universal import UniversalModel
 from viscera.shapes import Box, Triple, triple
@@ -45,10 +45,10 @@ class InferenceSettings:
         if self.max_memory_bytes is not None and self.max_memory_bytes <= 0:
             raise SettingError(f"The memory allowed is {self.max_memory_bytes} bytes; it must be more than 0.")
 
-    def resolved(self, mode: Mode | None = None) -> InferenceSettings:
+    def resolved(self, config: ModelConfig | None = None) -> InferenceSettings:
         """The same with "auto" replaced by what this machine has.
 
-        mode  how the model is run; without it the runtime is checked and left as it is
+        config  of the model to run; without it the runtime is checked and left as it is
 
         Raises SettingError for a device or runtime that cannot be used here.
         """
@@ -62,14 +62,14 @@ class InferenceSettings:
             raise SettingError(f"The device {device!r} cannot be used here ({reason}). Try --device cpu.") from error
         place = torch.device(device)
         check_runtime(self.runtime, place)
-        runtime = self.runtime if mode is None else resolved_runtime(self.runtime, place, mode)
+        runtime = self.runtime if config is None else resolved_runtime(self.runtime, place, config)
         return replace(self, device=device, precision=resolved_precision(self.precision, place), runtime=runtime)
 
 
 def tiling(model: UniversalModel, prepared: Prepared, settings: InferenceSettings) -> Tiling:
     """How `predict` will go over a scan. Raises SettingError if the memory allowed is too little."""
     inference = model.config.inference
-    settings = settings.resolved(inference.mode)
+    settings = settings.resolved(model.config)
     return chosen_tiling(
         model,
         Sizes(prepared.scan_shape, prepared.grid_shape, prepared.box.shape),
@@ -98,7 +98,7 @@ def predict(
     Deterministic on a CPU. Only what is asked for is computed, and no class depends on which others are asked for.
     """
     config = model.config
-    settings = (settings or InferenceSettings()).resolved(config.inference.mode)
+    settings = (settings or InferenceSettings()).resolved(config)
     channels = [config.classes.index(key) for key in classes]
     device = torch.device(settings.device)
     model = model.to(device).eval()

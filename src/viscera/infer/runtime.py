@@ -15,7 +15,7 @@ from torch import nn
 
 from viscera.errors import SettingError
 from viscera.model.backbones.blocks import with_parts
-from viscera.model.config import Mode
+from viscera.model.config import ModelConfig
 from viscera.model.norm import CPUGroupNorm
 from viscera.model.precision import Precision, computing_in
 from viscera.model.universal import UniversalModel
@@ -25,6 +25,7 @@ Runtime = Literal["auto", "torch", "openvino"]
 Encode = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """image [1, 1, X, Y, Z] in [0, 1] -> features [1, 8, X, Y, Z] and image embedding [1, 256]"""
 
+_QUICKER_IN_OPENVINO = ("swin_unetr",)  # backbones
 _WAY_OUT = "Install it with: pip install 'viscera[openvino]', or use --runtime torch."
 
 
@@ -45,16 +46,19 @@ def check_runtime(runtime: str, device: torch.device) -> None:
         raise SettingError(f"--runtime openvino computes on the processor, not on {device}: use --device cpu with it.")
 
 
-def resolved_runtime(runtime: Runtime, device: torch.device, mode: Mode) -> Runtime:
-    """The runtime with "auto" replaced: OpenVINO for windows on a processor, where it is installed; else torch.
+def resolved_runtime(runtime: Runtime, device: torch.device, config: ModelConfig) -> Runtime:
+    """The runtime with "auto" replaced: torch, but OpenVINO, where it is installed, for windows of Swin UNETR on a
+    processor.
 
-    A network that takes a scan in one pass stays with torch: every scan has a size of its own, and exporting and
-    compiling for it takes longer than OpenVINO gains.
+    Our layers make the U-Net quicker in torch than in OpenVINO, and it needs less memory (bench/runtimes.py). A network
+    that takes a scan in one pass stays with torch too: every scan has a size of its own, and exporting and compiling
+    for it takes longer than OpenVINO gains.
     """
     check_runtime(runtime, device)
     if runtime != "auto":
         return runtime
-    return "openvino" if device.type == "cpu" and mode == "window" and has_openvino() else "torch"
+    gains = config.backbone in _QUICKER_IN_OPENVINO and config.inference.mode == "window"
+    return "openvino" if gains and device.type == "cpu" and has_openvino() else "torch"
 
 
 def fused(model: UniversalModel, *, bf16: bool = False) -> UniversalModel:
