@@ -227,6 +227,28 @@ def test_the_image_may_be_a_part_of_the_grid():
     assert not out["colon"].any()
 
 
+def test_a_cover_as_dark_as_lung_is_no_lung():
+    hu = np.full((60, 50, 20), -1000, np.int16)
+    hu[15:45, 10:40] = 40
+    hu[20:40, 15:35] = -850  # lungs
+    hu[48:56, 15:35] = -850  # a cushion beside the patient
+    hu[20:40, 42:46] = -850  # a cover on the chest
+    dark = hu == -850
+    masks = MaskSet(hu.shape, (3.0, 3.0, 3.0), {"right_lung": SoftMask.of(dark)})
+    out = rules.within_body(masks, ["right_lung"], Densities(Box.whole(hu.shape), hu))["right_lung"]
+    inside = np.zeros(hu.shape, bool)
+    inside[20:40, 15:35] = True
+    assert np.array_equal(out.mask, inside[out.box.slices])
+
+
+def test_lung_at_the_border_of_a_crop_lies_in_the_body():
+    hu = np.full((30, 30, 20), -850, np.int16)
+    hu[:, 22:] = 40  # the back alone is in the image
+    masks = MaskSet(hu.shape, (3.0, 3.0, 3.0), {"right_lung": SoftMask.of(hu == -850)})
+    out = rules.within_body(masks, ["right_lung"], Densities(Box.whole(hu.shape), hu))["right_lung"]
+    assert out.mask.sum() == (hu == -850).sum()
+
+
 def test_a_piece_as_dense_as_bone_or_fat_is_no_liver_however_large():
     true, bone, fat = block((6, 10), (5, 9), (5, 9)), block((15, 25), (5, 15), (2, 12)), block((30, 34), (4, 8), (4, 8))
     masks = mask_set(liver=true | bone | fat)
@@ -308,7 +330,9 @@ def test_real_organs_keep_their_voxels(shared_dir):
     }  # fmt: skip
     organs = {keys[name]: drawn == int(value) for value, name in names.items() if name in keys}
     masks = MaskSet(hu.shape, MM, {key: SoftMask.of(mask) for key, mask in organs.items()})
-    looking = [e for e in rule_entries() if e.name in ("not_in_air", "not_beside_body", "plausible_density")]
+    looking = [
+        e for e in rule_entries() if e.name in ("not_in_air", "not_beside_body", "within_body", "plausible_density")
+    ]
     done, _ = apply_rules(masks, Densities(Box.whole(hu.shape), hu.astype(np.int16)), looking)
     assert set(organs) == set(keys.values())
     for key, mask in organs.items():
@@ -355,5 +379,5 @@ def test_a_table_that_does_not_fit_its_functions_is_refused(monkeypatch, row, co
 
 
 def test_the_shipped_table_is_read():
-    assert [entry.name for entry in rule_entries()][:2] == ["not_in_air", "not_beside_body"]
+    assert [entry.name for entry in rule_entries()][:3] == ["not_in_air", "not_beside_body", "within_body"]
     assert all(len(entry.reason) > 20 for entry in rule_entries())

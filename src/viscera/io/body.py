@@ -14,6 +14,8 @@ from viscera.masks import BoolArray
 from viscera.shapes import Box, SpacingMm, Triple, triple
 
 BODY_HU = -300.0  # between fat (-100) and lung or air (-700 ... -1000)
+ROOM_HU = -950.0  # lung is brighter, the air of the room darker
+CUT_AIR = 0.1  # of a side that cuts the body, at most; a table does not fill the side that it lies on
 BODY_MARGIN_MM = 10.0
 BODY_PART_ML = 20.0  # a part of the body smaller than this (cushion, cable, tube) does not count
 
@@ -23,12 +25,15 @@ class Body:
     """The patient on a raster of about 4 mm.
 
     tissue  bool: every raster point that is body; lungs and gas are not
+    within  bool: every point with the trunk (the largest connected tissue), or a side of the image that cuts it, on
+            both sides of it: left and right, or front and back. Organs, lungs and gas; not the air, cover and table
     stride  voxels of the image from one raster point to the next
     margin  voxels around the tissue that still count
     shape   voxels of the image
     """
 
     tissue: BoolArray
+    within: BoolArray
     stride: Triple
     margin: Triple
     shape: Triple
@@ -47,18 +52,27 @@ class Body:
         """Whether any of the body, or of what it encloses, or of the margin, lies in `box` of the image."""
         wide = box.grown(self.margin, within=self.shape)
         place = tuple(slice(a // d, -(-b // d)) for a, b, d in zip(wide.start, wide.stop, self.stride, strict=True))
-        # What has tissue on both sides is enclosed: seen along x, or along y where the scan cuts the body off.
-        x, y, z = place
-        part = self.tissue[:, :, z]
-        return bool(_between(part, 0)[x, y].any() or _between(part, 1)[x, y].any())
+        return bool(self.tissue[place].any() or self.within[place].any())
+
+    def encloses(self, box: Box) -> BoolArray:
+        """Of each voxel in `box` of the image: whether it lies within the trunk."""
+        x, y, z = (np.arange(a, b) // d for a, b, d in zip(box.start, box.stop, self.stride, strict=True))
+        return self.within[np.ix_(x, y, z)]
 
 
-def _between(tissue: BoolArray, axis: int) -> BoolArray:
-    """The voxels from the first to the last of `tissue` along `axis`."""
-    before = np.logical_or.accumulate(tissue, axis)
-    after = np.flip(np.logical_or.accumulate(np.flip(tissue, axis), axis), axis)
+def _between(tissue: BoolArray, sample: npt.NDArray[Any], axis: int) -> BoolArray:
+    """The voxels from the first to the last of `tissue` along `axis`; from the image's side where it cuts the body."""
+    before = np.logical_or.accumulate(tissue, axis) | _cut(sample, axis, 0)
+    after = np.flip(np.logical_or.accumulate(np.flip(tissue, axis), axis), axis) | _cut(sample, axis, -1)
     enclosed: BoolArray = before & after
     return enclosed
+
+
+def _cut(sample: npt.NDArray[Any], axis: int, end: int) -> BoolArray:
+    """Of each slice: whether the body goes on beyond that side of the image, where hardly anything is room air."""
+    side = np.take(sample, [end], axis)
+    cut: BoolArray = (side < ROOM_HU).mean(axis=(0, 1), keepdims=True) < CUT_AIR
+    return cut
 
 
 def find_body(hu: npt.NDArray[Any], spacing_mm: SpacingMm) -> Body:
@@ -80,7 +94,10 @@ def find_body(hu: npt.NDArray[Any], spacing_mm: SpacingMm) -> Body:
     opened = ndimage.binary_dilation(ndimage.binary_erosion(coarse, cube, border_value=1), cube)
     labels, count = ndimage.label(opened)
     if count == 0:
-        return Body(np.ones(sample.shape, bool), stride, margin, triple(hu.shape))
+        everything = np.ones(sample.shape, bool)
+        return Body(everything, everything, stride, margin, triple(hu.shape))
     volumes_ml = np.bincount(labels.ravel())[1:] * float(coarse_mm.prod()) / 1000
     kept = np.flatnonzero(volumes_ml >= min(BODY_PART_ML, float(volumes_ml.max()))) + 1
-    return Body(np.isin(labels, kept), stride, margin, triple(hu.shape))
+    trunk = labels == 1 + int(volumes_ml.argmax())
+    within = _between(trunk, sample, 0) | _between(trunk, sample, 1)
+    return Body(np.isin(labels, kept), within, stride, margin, triple(hu.shape))

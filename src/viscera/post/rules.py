@@ -15,6 +15,7 @@ from scipy import ndimage
 
 from viscera.components import Components, components, labelled, without_small
 from viscera.components import largest_component as largest_of
+from viscera.io.body import find_body
 from viscera.masks import BoolArray, Densities, MaskSet, SoftMask
 from viscera.shapes import Box, Triple, triple
 from viscera.taxonomy import taxonomy
@@ -59,16 +60,26 @@ def not_beside_body(masks: MaskSet, classes: Sequence[str], densities: Densities
     for side in (air[0], air[-1], air[:, 0], air[:, -1]):
         around[side] = True
     around[0] = False
-    changes = {}
-    for key in present:
-        soft = masks[key]
-        seen = soft.box.shared_with(densities.box)
-        kept = np.zeros(soft.box.shape, bool)  # what was not seen is air
-        if not seen.is_empty:
-            place = seen.seen_from(soft.box.start).slices
-            kept[place] = soft.mask[place] & ~around[air[seen.seen_from(densities.box.start).slices]]
-        changes[key] = soft.with_mask(kept)
-    return changes
+    return {key: _where(masks[key], densities.box, ~around[air]) for key in present}
+
+
+def within_body(masks: MaskSet, classes: Sequence[str], densities: Densities) -> Changes:
+    """Voxels beside the body go: those without body on their left and right, nor in front of and behind them."""
+    present = _present(masks, classes)
+    if not present:
+        return {}
+    inside = find_body(densities.hu, masks.spacing_mm).encloses(Box.whole(triple(densities.hu.shape)))
+    return {key: _where(masks[key], densities.box, inside) for key in present}
+
+
+def _where(soft: SoftMask, box: Box, keep: BoolArray) -> SoftMask:
+    """The mask where `keep`, an array of `box`, is true; what lies beyond that box was not seen: it is air."""
+    kept = np.zeros(soft.box.shape, bool)
+    seen = soft.box.shared_with(box)
+    if not seen.is_empty:
+        place = seen.seen_from(soft.box.start).slices
+        kept[place] = soft.mask[place] & keep[seen.seen_from(box.start).slices]
+    return soft.with_mask(kept)
 
 
 def plausible_density(
@@ -207,6 +218,7 @@ RULES: dict[str, Rule] = {
     for rule in (
         not_in_air,
         not_beside_body,
+        within_body,
         plausible_density,
         split_lungs,
         largest_component,
