@@ -17,6 +17,7 @@ from viscera.taxonomy import taxonomy
 from viscera.text.bank import Bank
 from viscera.text.encoders import load
 from viscera.text.prompts import prompt
+from viscera.train.recipe import load_recipe
 
 PLACE = Path(__file__).parents[2] / "src/viscera/weights/starter.safetensors"
 SOURCE = "Trained for viscera from public scans; recipe, data and measurements: docs/models/starter.md"
@@ -41,6 +42,7 @@ def main() -> None:
         thresholds={key: value for key, value in model.config.thresholds.items() if key in kept},
         text_bank=bank.provenance(),
         source=SOURCE,
+        licence=load_recipe("starter").licence,
     )
     small = build(config, vectors)
     small.load_state_dict({**model.state_dict(), "organ_embedding": vectors})
