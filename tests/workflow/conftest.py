@@ -35,7 +35,7 @@ class BandNetwork(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.backbone = torch.nn.Identity()
         self.backbone.prefers_channels_last = False
-        self.backbone.fused = lambda: self.backbone
+        self.backbone.fused = lambda **asked: self.backbone
         self.backbone.multiple, self.backbone.minimum_voxels = 1, 1
 
     def encode(self, image):
