@@ -36,6 +36,7 @@ class BandNetwork(torch.nn.Module):
         self.backbone = torch.nn.Identity()
         self.backbone.prefers_channels_last = False
         self.backbone.fused = lambda **asked: self.backbone
+        self.GAP = self.precls_conv = torch.nn.Sequential(torch.nn.GroupNorm(1, 1), torch.nn.ReLU())  # not used
         self.backbone.multiple, self.backbone.minimum_voxels = 1, 1
 
     def encode(self, image):
