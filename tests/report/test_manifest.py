@@ -57,7 +57,8 @@ def test_run_json_holds_everything(scan, tmp_path):
         "source": network.config.source,
     }
     assert record["request"]["classes"] == list(BANDS)
-    assert record["used"] == {"precision": "fp32", "overlap": None, "device": "cpu", "runtime": "torch"}
+    used = {"precision": "fp32", "overlap": None, "device": "cpu", "runtime": "torch"}
+    assert record["used"] == used | {"region_voxels": [30, 26, 22], "window_voxels": None, "max_memory_bytes": None}
     assert set(record["timings_s"]) == {
         "Reading", "Preparing", "Network", "Rules", "Findings", "Writing", "Picture",
     }  # fmt: skip
