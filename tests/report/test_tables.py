@@ -61,7 +61,7 @@ def test_itksnap_reads_every_id_name_and_colour():
 
 def test_a_known_class_by_hand():
     assert "6 liver 221 130 101 255" in slicer_table([taxonomy()["liver"]]).splitlines()
-    assert '2 185 102 83 1 1 1 "right kidney"' in itksnap_table([taxonomy()["right_kidney"]]).splitlines()
+    assert '2 0 150 110 1 1 1 "right kidney"' in itksnap_table([taxonomy()["right_kidney"]]).splitlines()
 
 
 def test_only_the_classes_given_are_in_the_files(tmp_path: Path):
