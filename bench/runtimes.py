@@ -26,12 +26,12 @@ from pathlib import Path
 import torch
 
 from _plain import Plain
+from _report import report
 from viscera.infer.runtime import vision_encoder
 from viscera.model.backbones.base import make_backbone
 from viscera.model.build import untrained
 from viscera.report.manifest import machine
 
-OUT = Path(__file__).parent / "out"
 MODELS = ("unet", "swin_unetr")
 SIDE, CLASSES = 96, 32
 RUNS, CALLS = 2, 2
@@ -180,15 +180,8 @@ def main() -> int:
         + ", ".join(f"{form} {far:.1e}" for form, far in each.items())
         for name, each in float64.items()
     )
-    text += "\n\n" + "\n".join(f"- {'met' if met else 'MISSED'}: {line}" for line, met in verdicts) + "\n"
-    OUT.mkdir(parents=True, exist_ok=True)
     saved = {"machine": machine(), "time": how, "results": results, "from_float64": float64, "bars": BARS}
-    (OUT / "runtimes.json").write_text(json.dumps(saved, indent=2))
-    (OUT / "runtimes.md").write_text(text)
-    print(text)
-    passed = all(met for _, met in verdicts)
-    print("runtimes:", "every bar met" if passed else "A BAR IS MISSED")
-    return 0 if passed else 1
+    return report("runtimes", text, verdicts, saved)
 
 
 if __name__ == "__main__":

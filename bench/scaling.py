@@ -27,6 +27,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from _report import report
 from viscera.infer.predict import predict
 from viscera.infer.prepare import Prepared, prepare
 from viscera.io.orientation import to_ras
@@ -37,7 +38,6 @@ from viscera.shapes import Box
 from viscera.workflow.demo import fetch_demo_scan
 from viscera.workflow.scan import spacing_in_ras
 
-OUT = Path(__file__).parent / "out"
 STARTER, UNET = "starter", "unet"
 SLICES, SPACING_MM = (100, 300, 600, 1024), (0.78, 0.78, 1.5)
 CLASSES = (1, 32, 117)
@@ -162,14 +162,7 @@ def main() -> int:
                 tables.append(table(f"classes, {model}", rows))
                 verdicts += judged_classes(model, rows)
     text = f"{machine()['cpu']}, {machine()['cores']} cores\n\n" + "\n\n".join(tables)
-    text += "\n\n" + "\n".join(f"- {'met' if met else 'MISSED'}: {line}" for line, met in verdicts) + "\n"
-    OUT.mkdir(parents=True, exist_ok=True)
-    (OUT / "scaling.json").write_text(json.dumps({"machine": machine(), **results}, indent=2))
-    (OUT / "scaling.md").write_text(text)
-    print(text)
-    passed = all(met for _, met in verdicts)
-    print("scaling:", "every bar met" if passed else "A BAR IS MISSED")
-    return 0 if passed else 1
+    return report("scaling", text, verdicts, {"machine": machine(), **results})
 
 
 if __name__ == "__main__":

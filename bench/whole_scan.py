@@ -34,6 +34,7 @@ import nibabel as nib
 import numpy as np
 import torch
 
+from _report import report
 from viscera.infer.predict import InferenceSettings
 from viscera.infer.prepare import windowed
 from viscera.infer.runtime import vision_encoder
@@ -46,7 +47,6 @@ from viscera.report.manifest import machine, peak_memory_mb
 from viscera.workflow.demo import fetch_demo_scan
 from viscera.workflow.scan import SaveSettings, SegmentSettings, Stopwatch, segment_scan, spacing_in_ras
 
-OUT = Path(__file__).parent / "out"
 LEAST_SPEEDUP, AIM, LEAST_DICE, MOST_GB, LEAST_NETWORK = 6.0, 10.0, 0.995, 3.0, 0.85
 LEAST_ML = 1.0  # a class smaller than this is not judged
 PLAIN_OVERLAP = 0.5
@@ -249,15 +249,8 @@ def main() -> int:
         )
     if not timed["trained"]:
         text += f"\n{chosen.model} has random weights: its masks are noise, so agreement is that of {AGREEMENT}.\n"
-    text += "\n" + "\n".join(f"- {'met' if met else 'MISSED'}: {line}" for line, met in verdicts) + "\n"
-    OUT.mkdir(parents=True, exist_ok=True)
     record = {"machine": machine(), "share": chosen.share, "timed": timed, "agreement": agreeing}
-    (OUT / "whole_scan.json").write_text(json.dumps(record, indent=2))
-    (OUT / "whole_scan.md").write_text(text)
-    print(text)
-    passed = all(met for _, met in verdicts)
-    print("whole_scan:", "every bar met" if passed else "A BAR IS MISSED")
-    return 0 if passed else 1
+    return report("whole_scan", text.rstrip(), verdicts, record)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,8 @@ def validated(volume: Volume, *, force: bool = False, in_place: bool = False) ->
 
     What was corrected stands in `provenance.notes`. Validating twice changes nothing.
 
-    in_place  correct the given array itself: half the memory
     force     take the numbers as they are (see `hounsfield.calibrated`); the geometry must be sound all the same
-    in_place  correct the given array itself where one must be corrected; else it is never changed
+    in_place  correct the given array itself where it must be corrected: half the memory; else it is never changed
     Raises ImageError for what is not one CT volume: the message names the rule and the way out.
     """
     name = volume.provenance.path
