@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from scipy import ndimage
 from viscera.components import without_small
 from viscera.data.lateral import midplane, right_half
 from viscera.io.body import find_body
-from viscera.io.labels import read_labels
 from viscera.io.grid import resample_image, resample_labels
+from viscera.io.labels import read_labels
 from viscera.io.orientation import to_ras
 from viscera.io.read import read_volume
 from viscera.io.volume import AIR_HU, Volume
@@ -75,7 +76,7 @@ def lungs(hu: Field) -> tuple[BoolArray, BoolArray]:
 
 
 def airway(hu: Field, light: BoolArray) -> BoolArray:
-    """The windpipe and what of the main bronchi is as wide: small round parts of a slice, none beside another's side."""
+    """The windpipe and what of the main bronchi is as wide: the small dark parts of each slice."""
     out = np.zeros(light.shape, bool)
     for z in range(light.shape[2]):
         pieces, count = ndimage.label(light[:, :, z])
@@ -89,7 +90,7 @@ def airway(hu: Field, light: BoolArray) -> BoolArray:
 
 def tube(points: npt.NDArray[np.float64], shape: tuple[int, ...], wider: float) -> BoolArray:
     """Spheres along the line through points [N, 4]: x, y, z and radius in voxels."""
-    steps = [np.linspace(a, b, 1 + int(np.abs(b - a).max() * 2)) for a, b in zip(points, points[1:], strict=False)]
+    steps = [np.linspace(a, b, 1 + int(np.abs(b - a).max() * 2)) for a, b in pairwise(points)]
     out = np.zeros(shape, bool)
     for x, y, z, radius in np.concatenate(steps):
         reach = radius * wider

