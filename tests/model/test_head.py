@@ -53,9 +53,9 @@ def test_the_weights_lie_in_rows_of_outputs():
     assert apply_heads(features, parameters).item() == 6 * 10 * 100
 
 
-@pytest.mark.parametrize("classes", [1, 2, 32])
+@pytest.mark.parametrize("classes", [1, 2, 32, 70])
 @pytest.mark.parametrize(
-    "shape", [(1, 1, 1), (3, 5, 7), (16, 16, 8), (17, 16, 8)], ids=["one voxel", "less", "one chunk", "more"]
+    "shape", [(1, 1, 1), (3, 5, 7), (16, 16, 8), (17, 16, 8)], ids=["one voxel", "less", "chunks", "more"]
 )
 def test_values_and_gradients_are_those_of_the_plain_form(classes, shape):
     ours, theirs = random_case(classes, shape), random_case(classes, shape)
@@ -74,11 +74,13 @@ def test_values_and_gradients_are_those_of_the_plain_form(classes, shape):
         torch.testing.assert_close(apply_heads(*ours), found)
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 104, 105, 106])
-def test_the_size_of_a_chunk_changes_nothing(chunk, monkeypatch):
+@pytest.mark.parametrize("classes", [1, 2, 3])
+@pytest.mark.parametrize("voxels", [1, 7, 104, 105, 106])
+def test_the_size_of_chunks_and_groups_changes_nothing(voxels, classes, monkeypatch):
     features, parameters = random_case(3, (3, 5, 7))
     whole = apply_heads(features, parameters)
-    monkeypatch.setattr(head, "_CHUNK", chunk)
+    monkeypatch.setattr(head, "_CLASSES", classes)
+    monkeypatch.setattr(head, "_MOST_VOXELS", voxels)
     features.requires_grad_()
     torch.testing.assert_close(apply_heads(features, parameters), whole)
     (ours,) = torch.autograd.grad(apply_heads(features, parameters).square().sum(), features)
@@ -100,7 +102,7 @@ def test_each_chunk_is_computed_in_one_of_several_threads_and_the_bits_are_those
     mode, three_threads, monkeypatch
 ):
     features, parameters = random_case(3, (20, 10, 10), torch.float32)
-    monkeypatch.setattr(head, "_CHUNK", 100)
+    monkeypatch.setattr(head, "_MOST_VOXELS", 100)
     seen, real = [], head.HeadWeights.__call__
 
     def watched(heads, part):
@@ -259,11 +261,11 @@ def test_the_text_branch_learns(model):
 
 def test_a_model_made_for_inference_alone_works():
     with torch.inference_mode():
-        assert untrained("lite")(torch.zeros(1, 1, 16, 16, 16)).shape == (1, 32, 16, 16, 16)
+        assert untrained("lite")(torch.zeros(1, 1, 32, 32, 32)).shape == (1, 32, 32, 32, 32)
 
 
 def test_a_model_that_has_answered_can_be_trained(model):
-    image = torch.rand(2, 1, 32, 16, 16, generator=torch.Generator().manual_seed(0))
+    image = torch.rand(2, 1, 48, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         model(image)
     model.train()(image).square().mean().backward()

@@ -1,8 +1,8 @@
 """The text-driven segmentor: per class, a network of 8 -> 8 -> 8 -> 1 channels whose 153 weights come from the text.
 
 The three layers are 1 x 1 x 1 convolutions, so a voxel's answer needs only that voxel's eight features. That makes the
-head a matrix product over voxels: for K classes one product 8 -> 8K, then two batched ones, over chunks small enough to
-stay in the processor's cache. A chunk belongs to one thread from its first product to its last: were every product
+head a matrix product over voxels: for K classes one product 8 -> 8K, then two batched ones, over chunks of voxels and
+groups of classes small enough to stay in the processor's cache. A chunk belongs to one thread from its first product to its last: were every product
 shared between the threads, they would wait for each other thousands of times, and long where other programs run
 too. Repeating the feature map once per class and calling grouped convolutions, the direct way, gives the same numbers
 many times slower (bench/head.py).
@@ -25,7 +25,9 @@ threshold_backward = torch.ops.aten.threshold_backward  # a gradient where the R
 
 WIDTH = 8  # channels between the head's layers, and of the features it works on
 PARAMETERS = WIDTH * WIDTH + WIDTH * WIDTH + WIDTH + WIDTH + WIDTH + 1  # 153
-_CHUNK = 2048  # voxels at a time: 8 x 32 x 2048 float32 = 2 MB, within the caches; 1024 to 4096 are about equally fast
+# What is computed at once, so that the maps between the layers stay in a core's own cache: at most 32 classes, and as
+# many voxels as make 8 x 32 x 512 float32, 0.5 MB. Four times that takes half as long again.
+_CLASSES, _LEAST_VOXELS, _MOST_VOXELS = 32, 512, 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,39 +111,51 @@ class _Heads(Function):
     @staticmethod
     def forward(ctx: FunctionCtx, features: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(features, parameters)
-        heads = HeadWeights.from_parameters(parameters)
+        groups = _groups(parameters)
         logits = features.new_empty((parameters.shape[0], features.shape[1]))
 
-        def fill(part: slice) -> None:
-            logits[:, part] = heads(features[:, part])
+        def fill(task: tuple[slice, slice, HeadWeights]) -> None:
+            voxels, classes, heads = task
+            logits[classes, voxels] = heads(features[:, voxels])
 
-        _in_threads(fill, _chunks(features.shape[1]), features.device)
+        tasks = [(voxels, *group) for voxels in _chunks(features, parameters) for group in groups]
+        _in_threads(fill, tasks, features.device)
         return logits
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         features, parameters = ctx.saved_tensors
-        heads, of_features = HeadWeights.from_parameters(parameters), torch.empty_like(features)
-        chunks, threads = _chunks(features.shape[1]), torch.get_num_threads()
+        groups, of_features = _groups(parameters), torch.zeros_like(features)
+        chunks, threads = _chunks(features, parameters), torch.get_num_threads()
         # Fixed shares of the chunks, each with its own sums: the same threads give the same bits.
         shares = [share for n in range(threads) if (share := chunks[n::threads])]
-        sums = [HeadWeights.from_parameters(torch.zeros_like(parameters)) for _ in shares]
+        sums = [_groups(torch.zeros_like(parameters)) for _ in shares]
 
         def work(share: int) -> None:
-            for part in shares[share]:
-                of_features[:, part] = heads.backward(features[:, part], gradient[:, part], sums[share])
+            for voxels in shares[share]:
+                for (classes, heads), (_, own) in zip(groups, sums[share], strict=True):
+                    of_features[:, voxels] += heads.backward(features[:, voxels], gradient[classes, voxels], own)
 
         with torch.autocast(features.device.type, enabled=False):  # the caller may be within such a block
             _in_threads(work, range(len(shares)), features.device)
-        total = sums[0].parameters()
-        for others in sums[1:]:
-            total += others.parameters()
-        return of_features, total
+        of_parameters = torch.zeros_like(parameters)
+        for own in sums:
+            of_parameters += torch.cat([of_group.parameters() for _, of_group in own])
+        return of_features, of_parameters
 
 
-def _chunks(voxels: int) -> list[slice]:
-    return [slice(start, start + _CHUNK) for start in range(0, voxels, _CHUNK)]
+def _groups(parameters: torch.Tensor) -> list[tuple[slice, HeadWeights]]:
+    """Classes that are computed together, and their layers."""
+    starts = range(0, len(parameters), _CLASSES)
+    return [(part := slice(k, k + _CLASSES), HeadWeights.from_parameters(parameters[part])) for k in starts]
+
+
+def _chunks(features: torch.Tensor, parameters: torch.Tensor) -> list[slice]:
+    """Voxels that are computed together."""
+    fitting = _CLASSES * _LEAST_VOXELS // max(1, min(len(parameters), _CLASSES))
+    size = min(fitting, _MOST_VOXELS)
+    return [slice(start, start + size) for start in range(0, features.shape[1], size)]
 
 
 def _in_threads(work: Callable[[Task], None], tasks: Sequence[Task], device: torch.device) -> None:
