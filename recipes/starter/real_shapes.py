@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,11 +53,9 @@ STIFF = 6.0  # weight of the displacement's slope
 ABOVE_MM = {"julia": 198.0}
 
 # What WORD draws, by its values, and what the template adds to the label map.
-DRAWN = {
-    1: "liver", 2: "spleen", 3: "left_kidney", 4: "right_kidney", 5: "stomach", 6: "gallbladder", 7: "esophagus",
-    8: "pancreas", 9: "duodenum", 10: "colon", 11: "intestine", 12: "adrenal_glands", 13: "rectum", 14: "bladder",
-    15: "left_femur_head", 16: "right_femur_head",
-}  # fmt: skip
+DRAWN: dict[int, str] = {
+    int(value): name for value, name in tomllib.loads((HERE / "word_shapes.toml").read_text())["labels"].items()
+}
 KEPT = {
     20: "aorta", 21: "postcava", 22: "right_lung", 23: "left_lung", 24: "portal_splenic_vein", 25: "prostate",
     26: "bone", 27: "muscle", 28: "heart", 29: "artery", 30: "vein", 31: "lungs",

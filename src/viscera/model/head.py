@@ -2,10 +2,10 @@
 
 The three layers are 1 x 1 x 1 convolutions, so a voxel's answer needs only that voxel's eight features. That makes the
 head a matrix product over voxels: for K classes one product 8 -> 8K, then two batched ones, over chunks of voxels and
-groups of classes small enough to stay in the processor's cache. A chunk belongs to one thread from its first product to its last: were every product
-shared between the threads, they would wait for each other thousands of times, and long where other programs run
-too. Repeating the feature map once per class and calling grouped convolutions, the direct way, gives the same numbers
-many times slower (bench/head.py).
+groups of classes small enough to stay in the processor's cache. A chunk belongs to one thread from its first product to
+its last: were every product shared between the threads, they would wait for each other thousands of times, and long
+where other programs run too. Repeating the feature map once per class and calling grouped convolutions, the direct way,
+gives the same numbers many times slower (bench/head.py).
 """
 
 from __future__ import annotations
