@@ -58,7 +58,7 @@ DRAWN: dict[int, str] = {
 }
 KEPT = {
     20: "aorta", 21: "postcava", 22: "right_lung", 23: "left_lung", 24: "portal_splenic_vein", 25: "prostate",
-    26: "bone", 27: "muscle", 28: "heart", 29: "artery", 30: "vein", 31: "lungs",
+    26: "bone", 27: "muscle", 28: "heart", 29: "artery", 30: "vein",
 }  # fmt: skip
 REMOVED = (*DRAWN.values(), "undrawn", "kidney_cyst")  # of the template
 HEADS = ("left_femur_head", "right_femur_head")
@@ -133,10 +133,7 @@ def read_template(case: Case) -> Template:
             if name:
                 parts[name] = parts.get(name, np.zeros(codes.shape, bool)) | mask
     if "colon" not in parts:
-        told = undrawn(hu, parts)
-        if "right_lung" in parts:
-            del told["lungs"]
-        parts |= told
+        parts |= undrawn(hu, parts)
     return Template(case.name, hu, parts, ~cavity(parts))
 
 
@@ -149,7 +146,7 @@ def thickest(mask: BoolArray) -> BoolArray:
 
 
 def undrawn(hu: Field, parts: Parts) -> Parts:
-    """Bones, lungs, and the bowel with its neighbours, of a scan with few drawn organs: told by density and place.
+    """Bones, and the bowel with its neighbours, of a scan with few drawn organs: told by density and place.
 
     The abdomen begins 9 mm below the outside of the muscles and ends where a fifth of the body is lung. In the middle
     it lies in front of the great vessels, elsewhere in front of the spine, or not far behind its front at the sides.
@@ -185,8 +182,7 @@ def undrawn(hu: Field, parts: Parts) -> Parts:
     gas = ndimage.binary_dilation(core & ~lungs & ~chest & (hu < -250), iterations=2)
     zone |= gas & core & ~lungs
     bowel = ndimage.binary_opening(zone & ~drawn & ~bone & ((hu > -50) | (hu < -200))) | (gas & zone)
-    lungs = ndimage.binary_closing(lungs) & ~drawn & ~bone
-    return {"bone": bone, "lungs": lungs, "undrawn": ndimage.binary_dilation(bowel) & zone & ~drawn & ~bone}
+    return {"bone": bone, "undrawn": ndimage.binary_dilation(bowel) & zone & ~drawn & ~bone}
 
 
 def _disc(radius: int) -> BoolArray:
@@ -422,7 +418,7 @@ def painted(
 
     left = np.any([mask for name, mask in own.items() if name in REMOVED], axis=0)
     left = ndimage.binary_dilation(left) & ~np.any([own[name] for name in KEPT.values() if name in own], axis=0)
-    lungs = np.any([mask for name, mask in own.items() if name in ("right_lung", "left_lung", "lungs")], axis=0)
+    lungs = np.any([mask for name, mask in own.items() if name in ("right_lung", "left_lung")], axis=0)
     to_lung = left & _nearer(lungs, (hu < -50) & (hu > -200) & ~left)
     hu = _laid_over(hu, _filling(template, hu, lungs, to_lung, rng), left)
     hu = _coated(hu, patient.organs, fat_of(template), rng)

@@ -267,6 +267,21 @@ def test_a_piece_is_judged_by_its_mean():
         assert out["liver"].any() == stays
 
 
+@pytest.mark.parametrize(("edge", "stays"), [("top", (True, True, False)), ("bottom", (True, False, False))])
+def test_pieces_above_an_organ_go_by_their_middle_slice(edge, stays):
+    """The liver holds slices 5 to 11; the pieces' middles are 3.5, 8 and 12.5. An island is not the liver."""
+    liver = block((5, 15), (5, 12), (5, 12))
+    pieces = [block((22, 25), (5, 8), z) for z in ((2, 6), (7, 10), (11, 15))]
+    masks = mask_set(liver=liver | block((22, 23), (12, 14), (0, 20)), colon=np.logical_or.reduce(pieces))
+    ml = liver.sum() * 27 / 1000
+    arguments = {"organ": "liver", "edge": edge}
+    out = after(masks, rules.not_above(masks, ["colon"], least_ml=ml, **arguments))["colon"]
+    assert tuple(bool(out[piece].all()) for piece in pieces) == stays
+    assert out.sum() == sum(piece.sum() for piece, kept in zip(pieces, stays, strict=True) if kept)
+    assert rules.not_above(masks, ["colon"], least_ml=ml + 0.01, **arguments) == {}
+    assert rules.not_above(mask_set(colon=pieces[2]), ["colon"], least_ml=0.0, **arguments) == {}
+
+
 def test_without_the_scan_these_rules_are_left_out():
     masks = mask_set(liver=RIGHT)
     assert apply_rules(masks)[1] == ()
@@ -357,8 +372,9 @@ def test_the_notes_say_what_changed():
 
 
 def test_a_tumour_needs_its_organ_and_the_vein_the_pancreas():
-    assert needed_classes(["kidney_tumor"]) == ["right_kidney", "left_kidney", "kidney_tumor"]
-    assert needed_classes(["portal_splenic_vein"]) == ["portal_splenic_vein", "pancreas"]
+    assert needed_classes(["kidney_tumor"]) == ["right_kidney", "left_kidney", "liver", "kidney_tumor"]
+    assert needed_classes(["portal_splenic_vein"]) == ["liver", "portal_splenic_vein", "pancreas"]
+    assert needed_classes(["colon_tumor"]) == ["liver", "colon", "colon_tumor"]
     assert needed_classes(["left_lung"]) == ["right_lung", "left_lung"]
     assert needed_classes(["aorta"]) == ["aorta"]
 

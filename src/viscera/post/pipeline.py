@@ -54,9 +54,10 @@ def rule_entries() -> tuple[RuleEntry, ...]:
 
 
 def needed_classes(keys: Iterable[str]) -> list[str]:
-    """`keys` and the classes whose masks their rules look at (a tumour's organs, the pancreas), in id order."""
+    """`keys` and the classes whose masks their rules look at, and those these classes' own rules look at before that (a
+    tumour's organs, the liver), in id order."""
     needed = set(keys)
-    for entry in rule_entries():
+    for entry in reversed(rule_entries()):
         if entry.name in LOOKS_AT:
             for key in needed & set(entry.classes):
                 needed |= set(LOOKS_AT[entry.name](key, entry.classes, entry.arguments))

@@ -110,6 +110,27 @@ def cut_below(masks: MaskSet, classes: Sequence[str], floor: str) -> Changes:
     return changes
 
 
+def not_above(masks: MaskSet, classes: Sequence[str], organ: str, edge: str, least_ml: float) -> Changes:
+    """Components go whose middle slice lies above the highest (`edge` "top") or the lowest ("bottom") slice of `organ`,
+    of which the largest component counts. Nothing happens where that has less than `least_ml`.
+    """
+    if not _present(masks, [organ]):
+        return {}
+    largest = largest_of(masks[organ].mask)
+    if largest.sum() * masks.voxel_volume_mm3 < 1000 * least_ml:
+        return {}
+    found = Box.around(largest)
+    limit = masks[organ].box.start[2] + (found.stop[2] - 1 if edge == "top" else found.start[2])
+    changes = {}
+    for key in _present(masks, classes):
+        soft = masks[key]
+        labels, _ = labelled(soft.mask)
+        middles = [soft.box.start[2] + (z.start + z.stop - 1) / 2 for *_, z in ndimage.find_objects(labels)]
+        keep = np.array([False, *(middle <= limit for middle in middles)])
+        changes[key] = soft.with_mask(keep[labels])
+    return changes
+
+
 def inside_organ(masks: MaskSet, classes: Sequence[str], grow_mm: float) -> Changes:
     """A lesion keeps only its voxels within its organs, closed and then dilated by a cube of `grow_mm` to each side.
 
@@ -223,6 +244,7 @@ RULES: dict[str, Rule] = {
         split_lungs,
         largest_component,
         cut_below,
+        not_above,
         inside_organ,
         minimum_volume,
     )
@@ -233,5 +255,6 @@ RULES: dict[str, Rule] = {
 LOOKS_AT: dict[str, Callable[[str, Sequence[str], Mapping[str, Any]], Sequence[str]]] = {
     "split_lungs": lambda key, classes, arguments: classes,
     "cut_below": lambda key, classes, arguments: [arguments["floor"]],
+    "not_above": lambda key, classes, arguments: [arguments["organ"]],
     "inside_organ": lambda key, classes, arguments: taxonomy()[key].inside,
 }
