@@ -52,10 +52,8 @@ def at_3_mm(folder: Path, image: str, labels: str) -> tuple[Field, npt.NDArray[n
     grid = (SPACING_MM,) * 3
     values = to_ras(read_labels(folder / labels))[0] if labels else np.zeros(hu.shape)
     coarse = resample_image(np.maximum(hu, AIR_HU), (x, y, z), grid, smooth=True)
-    step = SPACING_MM / np.array([x, y, z])
-    moved = affine @ np.diag([*step, 1.0])
-    moved[:3, 3] = (affine @ [*((step - 1) / 2), 1.0])[:3]  # the first voxel's corner stays where it is
-    return coarse, resample_labels(values, (x, y, z), grid).astype(np.uint8), moved
+    wider = affine @ np.diag([*(SPACING_MM / np.array([x, y, z])), 1.0])  # the first voxel's centre stays where it is
+    return coarse, resample_labels(values, (x, y, z), grid).astype(np.uint8), wider
 
 
 def lungs(hu: Field) -> tuple[BoolArray, BoolArray]:

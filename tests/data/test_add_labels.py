@@ -96,3 +96,16 @@ def test_what_it_writes_fits_the_tables(recipe, chest, tmp_path, monkeypatch):
     for table in ("public_scans", "chests"):
         verification = verify_sets([find_cases(read_dataset_table(RECIPE / f"{table}.toml"), tmp_path)])
         assert not verification.errors, verification.faults
+
+
+def test_at_3_mm_everything_lies_where_it_lay(recipe, tmp_path):
+    values = np.zeros((40, 40, 20), np.int16)
+    values[10, 12, 6] = 1  # a voxel whose centre is one of the grid's, too
+    affine = np.array([[1.5, 0, 0, -30], [0, 1.5, 0, 20], [0, 0, 2.5, 5], [0, 0, 0, 1]])
+    for name, array in (("ct", np.where(values > 0, 300, -1000)), ("labels", values)):
+        nib.save(nib.Nifti1Image(array.astype(np.int16), affine), tmp_path / f"{name}.nii.gz")
+    hu, found, wider = recipe.at_3_mm(tmp_path, "ct.nii.gz", "labels.nii.gz")
+    (place,) = np.argwhere(found)
+    where, wanted = wider @ [*place, 1], affine @ [10, 12, 6, 1]
+    np.testing.assert_allclose(where, wanted)
+    assert tuple(place) == np.unravel_index(hu.argmax(), hu.shape)
