@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from _case import write_case
 from scipy import ndimage
 
 from viscera.components import without_small
@@ -29,7 +30,6 @@ from viscera.io.labels import read_labels
 from viscera.io.orientation import to_ras
 from viscera.io.read import read_volume
 from viscera.io.volume import AIR_HU, Volume
-from viscera.io.write import write_image, write_label_map
 from viscera.masks import BoolArray
 from viscera.shapes import Box
 
@@ -132,9 +132,7 @@ def write(folder: Path, hu: Field, values: npt.NDArray[np.uint8], affine: npt.ND
     moved = affine.copy()
     moved[:3, 3] = (affine @ [0, 0, first, 1])[:3]
     like = Volume(np.rint(np.clip(hu[:, :, first:], AIR_HU, 3071)).astype(np.int16), moved)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_image(like.array, like, folder / "image.nii.gz")
-    write_label_map(np.ascontiguousarray(values[:, :, first:]), like, folder / "labels.nii.gz")
+    write_case(folder, like, values[:, :, first:])
 
 
 def slices_below(z_mm: float, affine: npt.NDArray[np.float64]) -> int:

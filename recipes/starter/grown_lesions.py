@@ -17,6 +17,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import torch
+from _case import write_case
 
 from viscera.components import largest_component
 from viscera.data.assemble import label_table
@@ -26,7 +27,6 @@ from viscera.data.layout import Case, find_cases
 from viscera.data.lesions import drawn_lesion, grow_lesion, lesion_kinds
 from viscera.io.orientation import to_ras
 from viscera.io.volume import Volume
-from viscera.io.write import write_image, write_label_map
 
 HERE = Path(__file__).parent
 HELD = ("word_0124", "word_0129", "word_0131")
@@ -78,20 +78,14 @@ def main() -> None:
         if patient not in HELD or template not in TEMPLATES:
             continue
         image = read_image(case)
-        write(output / f"{case.name}-none", image, np.asarray(nib.load(case.labels[""]).dataobj).astype(np.uint8))
+        write_case(output / f"{case.name}-none", image, np.asarray(nib.load(case.labels[""]).dataobj).astype(np.uint8))
         for kind in KINDS:
             for number in range(given.each):
                 rng = np.random.default_rng([SEED, KINDS.index(kind), number, *case.name.encode()])
                 made = with_lesion(case, kind, rng)
                 if made is not None:
-                    write(output / f"{case.name}-{kind}-{number}", *made)
+                    write_case(output / f"{case.name}-{kind}-{number}", *made)
     print(f"{len(list(output.iterdir()))} scans in {output}")
-
-
-def write(folder: Path, image: Volume, values: np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    write_image(image.array, image, folder / "image.nii.gz")
-    write_label_map(values, image, folder / "labels.nii.gz")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from _case import write_case
 from scipy import ndimage
 from torch.nn import functional
 
@@ -37,7 +38,6 @@ from viscera.data.layout import Case, find_cases
 from viscera.io.grid import resample_image, resample_labels
 from viscera.io.orientation import to_ras
 from viscera.io.volume import AIR_HU, Volume
-from viscera.io.write import write_image, write_label_map
 from viscera.masks import BoolArray
 from viscera.shapes import Box, triple
 
@@ -543,9 +543,7 @@ def write(folder: Path, patient: Patient, hu: Field, labels: npt.NDArray[np.uint
     affine[:3, 3] = patient.origin_mm + SPACING_MM * np.array([s.start for s in box])
     image = np.rint(hu[box]).astype(np.int16)
     like = Volume(image, affine)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_image(image, like, folder / "image.nii.gz")
-    write_label_map(labels[box], like, folder / "labels.nii.gz")
+    write_case(folder, like, labels[box])
 
 
 def template_cases(data: Path, names: Sequence[str]) -> list[Case]:
