@@ -26,7 +26,7 @@ threshold_backward = torch.ops.aten.threshold_backward  # a gradient where the R
 WIDTH = 8  # channels between the head's layers, and of the features it works on
 PARAMETERS = WIDTH * WIDTH + WIDTH * WIDTH + WIDTH + WIDTH + WIDTH + 1  # 153
 # What is computed at once, so that the maps between the layers stay in a core's own cache: at most 32 classes, and as
-# many voxels as make 8 x 32 x 512 float32, 0.5 MB. Four times that takes half as long again.
+# many voxels as make 8 x 32 x 512 float32, 0.5 MB; larger ones are slower.
 _CLASSES, _LEAST_VOXELS, _MOST_VOXELS = 32, 512, 4096
 
 
