@@ -6,7 +6,8 @@
 
 Every form runs in a process of its own, alternately; its time is the best of all calls, its memory the operating
 system's peak for the process. Times do not depend on what weights have learned, so these are seeded ones; the
-differences of bf16 do, and are told, not judged.
+differences of bf16 do, and are told, not judged. "Exact" is the fastest form in float32 that differs from the plain way
+by 1e-5 at most, for logits spread as those on which this bar was set (standard deviation 0.127).
 
 float32 rounds, in the plain way too: a last line says how far both are from float64 on a patch of 32^3.
 """
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -38,8 +39,9 @@ RUNS, CALLS = 2, 2
 CPU_TIME = "--cpu-time" in sys.argv
 SIDE_FLOAT64 = 32
 FORMS = ("plain", "torch fp32", "torch bf16", "openvino fp32", "openvino bf16")
-EXACT, MOST_DIFFERENCE = "torch fp32", 1e-5
-BARS = {EXACT: 1.6, "torch bf16": 3.4, "best": 6.0}  # times faster than plain
+EXACT = "torch fp32"
+MOST_DIFFERENCE_SD = 1e-5 / 0.127  # of the logits' standard deviation
+BARS = {"exact": 1.6, "torch bf16": 3.4, "best": 6.0}  # times faster than plain
 
 
 def patch(side: int) -> torch.Tensor:
@@ -126,41 +128,44 @@ def measure(name: str) -> dict[str, dict[str, float]]:
 
 def judged(name: str, rows: dict[str, dict[str, float]]) -> list[tuple[str, bool]]:
     """Each bar in words, and whether it is met."""
-    best = max(rows, key=lambda form: rows[form]["times_faster"])
+
+    def fastest(forms: Iterable[str]) -> str:
+        return max(forms, key=lambda form: rows[form]["times_faster"])
+
+    exact = [form for form in FORMS if form.endswith("fp32") and apart_sd(rows[form]) <= MOST_DIFFERENCE_SD]
+    chosen = {"torch bf16": "torch bf16", "best": fastest(rows)} | ({"exact": fastest(exact)} if exact else {})
     lines = [
         (
-            f"{name}: {form} {rows[form]['times_faster']:.2f} x (bar {BARS[form]} x)",
-            rows[form]["times_faster"] >= BARS[form],
+            f"{name}: {bar}, {chosen[bar]}, {rows[chosen[bar]]['times_faster']:.2f} x (bar {BARS[bar]} x)",
+            rows[chosen[bar]]["times_faster"] >= BARS[bar],
         )
-        for form in (EXACT, "torch bf16")
+        for bar in BARS
+        if bar in chosen
     ]
+    apart = apart_sd(rows[EXACT])
     lines.append(
         (
-            f"{name}: best, {best}, {rows[best]['times_faster']:.2f} x (bar {BARS['best']} x)",
-            rows[best]["times_faster"] >= BARS["best"],
-        )
-    )
-    apart = rows[EXACT]["largest_difference"]
-    lines.append(
-        (
-            f"{name}: {EXACT} differs by {apart:.1e} at most (bar {MOST_DIFFERENCE:.0e})",
-            apart <= MOST_DIFFERENCE,
+            f"{name}: {EXACT} differs by {apart:.1e} sd of the logits at most (bar {MOST_DIFFERENCE_SD:.1e})",
+            apart <= MOST_DIFFERENCE_SD,
         )
     )
     return lines
 
 
+def apart_sd(row: dict[str, float]) -> float:
+    """The largest difference from the plain logits, in standard deviations of these."""
+    return row["largest_difference"] / row["logit_sd"]
+
+
 def table(name: str, rows: dict[str, dict[str, float]]) -> str:
     """The rows as Markdown."""
     lines = [
-        f"| {name} | s | x faster | peak GB | largest difference | r.m.s. difference, in sd of the logits |",
+        f"| {name} | s | x faster | peak GB | largest difference, in sd of the logits | r.m.s. difference |",
         "|---|---|---|---|---|---|",
     ]
     for form, row in rows.items():
         apart = (
-            "| | "
-            if form == "plain"
-            else (f"| {row['largest_difference']:.1e} | {row['rms_difference'] / row['logit_sd']:.1e} ")
+            "| | " if form == "plain" else (f"| {apart_sd(row):.1e} | {row['rms_difference'] / row['logit_sd']:.1e} ")
         )
         lines.append(f"| {form} | {row['seconds']:.2f} | {row['times_faster']:.2f} | {row['peak_gb']:.2f} {apart}|")
     return "\n".join(lines)

@@ -60,12 +60,12 @@ def bodies(data: Path, folder: Path, without: Sequence[str]) -> Path:
     return folder
 
 
-def start(data: Path, output: Path, steps: int) -> Path:
-    """The weights that every fold begins with, trained if they are not there yet."""
+def start(data: Path, output: Path, steps: int, init: str) -> Path:
+    """The weights that every fold begins with, trained (on from `init`) if they are not there yet."""
     shapes = bodies(data, output / "bodies" / "start", tuple(SCANS))
     recipe = starter(data, START_TABLES, shapes, seed=0, steps=steps)
     classes = tuple(key for key in recipe.classes if key not in NOT_AT_START)
-    trained(replace(recipe, classes=classes), output / "start", output / "cache")
+    trained(replace(recipe, classes=classes, init=init), output / "start", output / "cache")
     return output / "start" / LAST
 
 
@@ -110,10 +110,11 @@ def main() -> None:
     parser.add_argument("--name", default="all", help="of this choice of sets, for the table")
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--start", type=int, default=0, help="steps of the model that all begin with; 0: with none")
+    parser.add_argument("--init", default="", help="weights of an earlier start to go on from")
     parser.add_argument("--every", type=int, default=200, help="steps between two looks at the held scan")
     given = parser.parse_args()
     cache = given.output / "cache"
-    init = str(start(given.data, given.output, given.start)) if given.start else ""
+    init = str(start(given.data, given.output, given.start, given.init)) if given.start else ""
     for seed in given.seeds:
         for scan in given.scans:
             result = given.output / f"{given.name}-{scan}-{seed}-{given.steps}.json"

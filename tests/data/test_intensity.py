@@ -13,6 +13,7 @@ from viscera.data.intensity import (
     sharpened,
     thick_matrix,
     windowed,
+    with_brighter_rim,
     with_structure_means,
 )
 
@@ -32,6 +33,19 @@ def test_structures_reach_their_means_and_others_stay():
     assert (out[7] - out[6]).mean() == pytest.approx(2, abs=0.1), "twice the texture"
     np.testing.assert_allclose(out[14:], hu[14:], atol=1e-3)
     assert with_structure_means(hu, codes, {7: 10.0}) is hu, "a code that is not in the patch"
+
+
+def test_a_rim_is_brighter_and_the_mean_stays():
+    """A bar 12 voxels of 2 mm wide: a rim of 6 mm is three voxels on each side."""
+    hu = torch.full((20, 30, 30), 40.0)
+    codes = torch.zeros(20, 30, 30, dtype=torch.int32)
+    codes[4:16] = 1
+    out = with_brighter_rim(hu.clone(), codes, 1, 6.0, 60.0, (2.0, 2.0, 2.0))
+    np.testing.assert_allclose(out[9:11, 10:20, 10:20], 40 - 30, atol=0.5)
+    np.testing.assert_allclose(out[5, 10:20, 10:20], 40 + 30, atol=5)
+    assert out.mean() == pytest.approx(40, abs=0.05)
+    np.testing.assert_allclose(out[:2], 40)
+    assert torch.equal(with_brighter_rim(hu.clone(), codes, 2, 6.0, 60.0, (2.0, 2.0, 2.0)), hu), "not in the patch"
 
 
 def test_a_remap_goes_through_its_anchors():

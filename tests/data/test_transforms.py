@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from viscera.data import transforms
 from viscera.data.anatomy import anatomy
 from viscera.data.assemble import LabelTable
 from viscera.data.catalogue import parse_labels
@@ -64,6 +65,8 @@ CHANGES = [
     always(quarter_turn=1.0),
     always(mirror=1.0),
     always(contrast=1.0),
+    always(contrast=1.0, own_phases=1.0),
+    always(contrast=1.0, rim=1.0),
     always(repaint=1.0),
     always(remap=1.0),
     always(shift_window=(1.0, 0.1)),
@@ -73,9 +76,10 @@ CHANGES = [
     always(thick=1.0, thick_mm=(12.0, 20.0)),
     always(coarse=1.0, coarse_mm=(12.0, 20.0)),
     always(end=1.0),
+    always(slab=1.0, slab_mm=(8.0, 16.0)),
     always(zoom=1.0, zoom_sets=("amos", "kits")),
 ]
-GEOMETRY = {"spatial", "quarter_turn", "mirror", "end", "zoom"}
+GEOMETRY = {"spatial", "quarter_turn", "mirror", "end", "slab", "zoom"}
 
 
 def name_of(change):
@@ -129,6 +133,45 @@ def test_contrast_gives_structures_the_means_of_a_phase(entries):
     phases = [mean for mean, _ in anatomy().tissues["liver"].hu.values()]
     assert len(means) >= 3
     assert min(phases) - 40 < min(means) and max(means) < max(phases) + 50 and np.ptp(means) > 15
+
+
+def drawn(entries, change, number=0):
+    made = source(entries, change)
+    draw = made.sampler.draw(number)
+    return entries[draw.case], draw_augmentation(change, entries[draw.case], draw, PATCH, WINDOW)
+
+
+def test_tissues_may_each_be_in_a_phase_of_its_own(entries, monkeypatch):
+    """Two made-up phases, 0 and 1000 HU for every tissue: in one phase all means are alike, in their own not."""
+    known = anatomy()
+    hu = {"plain": (0.0, 0.0), "portal": (1000.0, 0.0)}
+    tissues = {key: replace(tissue, hu=hu) for key, tissue in known.tissues.items()}
+    monkeypatch.setattr(transforms, "anatomy", lambda: replace(known, phases=("plain", "portal"), tissues=tissues))
+    _, shared = drawn(entries, always(contrast=1.0))
+    _, apart = drawn(entries, always(contrast=1.0, own_phases=1.0))
+    assert len(set(shared.means_hu.values())) == 1
+    assert len(set(apart.means_hu.values())) > 2
+
+
+def test_only_organs_with_a_rim_get_one_and_both_kidneys_the_same(entries):
+    plans = [drawn(entries, always(contrast=1.0, rim=1.0), number)[1] for number in range(20)]
+    plan = next(plan for plan in plans if plan.rims)
+    assert len(set(plan.rims.values())) == 1
+    (low_mm, high_mm), (low_hu, high_hu) = anatomy().tissues["left_kidney"].rim
+    for rim_mm, brighter_hu in plan.rims.values():
+        assert low_mm <= rim_mm <= high_mm and low_hu <= brighter_hu <= high_hu
+    kidneys = {key for key, tissue in anatomy().tissues.items() if tissue.rim}
+    assert kidneys == {"left_kidney", "right_kidney"}
+
+
+def test_a_slab_ends_above_and_below(entries):
+    change = always(slab=1.0, slab_mm=(18.0, 18.0))
+    case, plan = drawn(entries, change)
+    (axis, first, low), (other, stop, keep_low) = plan.ends
+    assert axis == other == 2 and not low and keep_low
+    assert stop - first == round(18 / case.spacing_mm[2]) and first >= 0 and stop <= PATCH[2]
+    patch = source(entries, change)[0]
+    assert not patch.codes[:, :, :first].any() and not patch.codes[:, :, stop:].any()
 
 
 def test_zoom_is_for_the_named_sets_alone(entries):

@@ -13,7 +13,7 @@ from viscera.data.catalogue import Source
 from viscera.errors import KnowledgeError
 from viscera.taxonomy import read_table, taxonomy
 
-Phase = Literal["plain", "arterial", "portal", "delayed"]
+Phase = Literal["plain", "early", "arterial", "portal", "delayed"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class Tissue:
     texture_hu  spread inside one organ beyond image noise
     volume_ml   plausible volume of a whole organ in an adult; None where nothing is known
     words       names under which data sets draw it where it is no class
+    rim         thickness, mm, of an outer layer that takes up contrast medium before the rest, and by how many HU it is
+                brighter then: least and most of each; None where there is none
     """
 
     key: str
@@ -31,6 +33,7 @@ class Tissue:
     texture_hu: float
     volume_ml: tuple[float, float] | None = None
     words: tuple[str, ...] = ()
+    rim: tuple[tuple[float, float], tuple[float, float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -60,12 +63,14 @@ def anatomy() -> Anatomy:
     for key, row in table["tissue"].items():
         hu = {phase: row["hu"].get(phase, row["hu"]["plain"]) for phase in phases}
         volume = row.get("volume_ml")
+        rim = row.get("rim")
         tissues[key] = Tissue(
             key,
             MappingProxyType({phase: (float(mean), float(spread)) for phase, (mean, spread) in hu.items()}),
             float(row["texture"]),
             (float(volume[0]), float(volume[1])) if volume else None,
             tuple(row.get("words", ())),
+            ((float(rim["mm"][0]), float(rim["mm"][1])), (float(rim["hu"][0]), float(rim["hu"][1]))) if rim else None,
         )
     for key in taxonomy().keys:
         if key not in tissues:

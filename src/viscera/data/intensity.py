@@ -10,9 +10,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from scipy import ndimage
 
 from viscera.io.grid import linear_taps, mean_taps
 from viscera.io.volume import AIR_HU
+from viscera.shapes import Box, SpacingMm, triple
 
 
 def windowed(hu: torch.Tensor, window_hu: tuple[float, float]) -> torch.Tensor:
@@ -55,6 +57,24 @@ def with_structure_means(
         centre = mean.index_select(0, flat).view_as(hu)
         soft += _blurred_edges(gain.index_select(0, flat).view_as(hu)) * (hu - centre)
     return hu.add_(soft)
+
+
+def with_brighter_rim(
+    hu: torch.Tensor, codes: torch.Tensor, code: int, rim_mm: float, brighter_hu: float, spacing_mm: SpacingMm
+) -> torch.Tensor:
+    """One structure whose outer `rim_mm` are brighter than the rest by `brighter_hu`, with the mean it had; in place.
+
+    codes  int [X, Y, Z]; the change fades over one voxel
+    """
+    inside = (codes == code).numpy()
+    if not inside.any():
+        return hu
+    box = Box.around(inside).grown((2, 2, 2), within=triple(inside.shape))
+    mask = inside[box.slices]
+    rim = mask & (ndimage.distance_transform_edt(mask, sampling=spacing_mm) <= rim_mm)
+    change = np.where(rim, 1.0, 0.0) - np.where(mask, rim.sum() / mask.sum(), 0.0)
+    hu[box.slices] += _blurred_edges(torch.from_numpy((brighter_hu * change).astype(np.float32)))
+    return hu
 
 
 def remapped(hu: torch.Tensor, anchors_hu: Sequence[tuple[float, float]]) -> torch.Tensor:

@@ -28,6 +28,7 @@ from viscera.data.intensity import (
     sharpened,
     thick_matrix,
     windowed,
+    with_brighter_rim,
     with_structure_means,
 )
 from viscera.data.lesions import Lesion, LesionSettings, draw_lesion, grow_lesion
@@ -58,6 +59,8 @@ class AugmentSettings:
     mirror            probability of exchanging left and right, image and classes together
     contrast          probability of giving the drawn structures the means of a contrast phase
     contrast_strength how far towards it
+    own_phases        then, probability that each tissue is in a phase of its own (a slow heart, an early scan)
+    rim               and that organs are brighter at their rim, where contrast medium arrives there first
     repaint           probability of means drawn far wider than any phase (label-driven synthesis on real texture)
     remap             probability of moving the whole HU axis a little (calibration, voltage, tissue)
     shift_window      probability and largest share of the window by which all HU are shifted
@@ -67,6 +70,7 @@ class AugmentSettings:
     thick, thick_mm   thick slices along z
     coarse, coarse_mm low resolution in plane
     end               probability that the scan ends inside the patch, mostly at its top or bottom
+    slab, slab_mm     else, probability that it ends at both, and how thick it is then
     lesions           synthetic lesions, see `lesions.LesionSettings`; None: none
     """
 
@@ -83,6 +87,8 @@ class AugmentSettings:
     mirror: float = 0.0
     contrast: float = 0.0
     contrast_strength: Span = (0.3, 1.0)
+    own_phases: float = 0.0
+    rim: float = 0.0
     repaint: float = 0.0
     remap: float = 0.0
     shift_window: tuple[float, float] = (0.0, 0.0)
@@ -97,6 +103,8 @@ class AugmentSettings:
     coarse: float = 0.0
     coarse_mm: Span = (1.5, 4.0)
     end: float = 0.0
+    slab: float = 0.0
+    slab_mm: Span = (30.0, 120.0)
     lesions: LesionSettings | None = None
 
     def __post_init__(self) -> None:
@@ -110,7 +118,7 @@ class AugmentSettings:
 
 
 _SPANS = {"scale", "stretch", "bend_mm", "zoom_span", "contrast_strength", "noise_hu", "grain_mm", "blur_mm"}
-_SPANS |= {"thick_mm", "coarse_mm"}
+_SPANS |= {"thick_mm", "coarse_mm", "slab_mm"}
 
 NONE = AugmentSettings()
 PAPER = AugmentSettings(
@@ -141,6 +149,7 @@ class Augmentation:
     """Everything drawn for one patch; applied twice it gives the same patch.
 
     means_hu   code -> mean HU the structure shall have
+    rims       code -> how thick its rim is, mm, and by how many HU it is brighter than the rest
     filters    one matrix [n, n] per axis or None, applied after the contrast
     ends       (axis, voxel, keep the low side)
     """
@@ -150,6 +159,7 @@ class Augmentation:
     means_hu: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
     contrast_strength: float = 1.0
     texture: float = 1.0
+    rims: Mapping[int, tuple[float, float]] = field(default_factory=lambda: MappingProxyType({}))
     remap_hu: tuple[tuple[float, float], ...] = ()
     shift_hu: float = 0.0
     filters: tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None] = (None, None, None)
@@ -171,11 +181,14 @@ def draw_augmentation(
 
     spacing = np.array(case.spacing_mm)
     means: dict[int, float] = {}
+    rims: dict[int, tuple[float, float]] = {}
     strength = texture = 1.0
     spatial = _draw_spatial(settings, case, patch_voxels, rng)
     if happens(settings.contrast):
-        means = _phase_means(case, rng)
+        means = _phase_means(case, rng, own_phases=happens(settings.own_phases))
         strength = float(rng.uniform(*settings.contrast_strength))
+        if happens(settings.rim):
+            rims = _rims(case, rng)
     elif happens(settings.repaint):
         means = _wide_means(case, rng)
         texture = float(rng.uniform(0.5, 1.5))
@@ -204,12 +217,17 @@ def draw_augmentation(
         share = rng.uniform(0.4, 0.95)
         position = round(patch_voxels[axis] * (share if keep_low else 1 - share))
         ends = ((axis, position, keep_low),)
+    elif happens(settings.slab):
+        thick = max(1, round(rng.uniform(*settings.slab_mm) / spacing[2]))
+        first = int(rng.integers(0, max(1, patch_voxels[2] - thick + 1)))
+        ends = ((2, first, False), (2, first + thick, True))
     return Augmentation(
         spatial=spatial,
         lesions=draw_lesion(settings.lesions, case, rng) if settings.lesions else (),
         means_hu=MappingProxyType(means),
         contrast_strength=strength,
         texture=texture,
+        rims=MappingProxyType(rims),
         remap_hu=remap,
         shift_hu=shift,
         filters=(filters[0], filters[1], filters[2]),
@@ -250,6 +268,8 @@ def apply_augmentation(
             strength=augmentation.contrast_strength,
             texture=augmentation.texture,
         )
+    for code, (rim_mm, brighter_hu) in augmentation.rims.items():
+        hu = with_brighter_rim(hu, codes, code, rim_mm, brighter_hu, case.spacing_mm)
     for lesion in augmentation.lesions:
         hu, codes, table = grow_lesion(lesion, hu, codes, table, case.spacing_mm, classes)
     hu = filtered(hu, augmentation.filters)
@@ -310,20 +330,41 @@ def _draw_spatial(
     return SpatialPlan(matrix, control, step, flipped)
 
 
-def _phase_means(case: CachedCase, rng: np.random.Generator) -> dict[int, float]:
-    """Means of one contrast phase (or between two) for every code whose tissue is known."""
+def _phase_means(case: CachedCase, rng: np.random.Generator, *, own_phases: bool) -> dict[int, float]:
+    """Means of a contrast phase (or between two) for every code whose tissue is known; left and right are in one.
+
+    own_phases  each tissue is in another one
+    """
     known = anatomy()
-    first, second = rng.choice(len(known.phases), 2)
-    part = rng.random()
+
+    def drawn_phase() -> tuple[str, str, float]:
+        first, second = rng.choice(len(known.phases), 2)
+        return known.phases[first], known.phases[second], float(rng.random())
+
+    shared = drawn_phase()
+    of_kind: dict[str, tuple[str, str, float]] = {}
     drawn: dict[str, float] = {}
     out: dict[int, float] = {}
     for code, tissue in _tissues(case).items():
         if tissue not in drawn:
+            kind = tissue.removeprefix("left_").removeprefix("right_")
+            first, second, part = of_kind.setdefault(kind, drawn_phase()) if own_phases else shared
             hu = known.tissues[tissue].hu
-            (mean_1, spread_1), (mean_2, spread_2) = hu[known.phases[first]], hu[known.phases[second]]
+            (mean_1, spread_1), (mean_2, spread_2) = hu[first], hu[second]
             mean = mean_1 + part * (mean_2 - mean_1)
             drawn[tissue] = float(mean + rng.normal() * (spread_1 + part * (spread_2 - spread_1)))
         out[code] = drawn[tissue]
+    return out
+
+
+def _rims(case: CachedCase, rng: np.random.Generator) -> dict[int, tuple[float, float]]:
+    """One thickness and one brightness for every code whose tissue has a rim."""
+    thick, bright = (float(part) for part in rng.random(2))
+    out: dict[int, tuple[float, float]] = {}
+    for code, key in _tissues(case).items():
+        if (rim := anatomy().tissues[key].rim) is not None:
+            (thin_mm, thick_mm), (dull_hu, bright_hu) = rim
+            out[code] = (thin_mm + thick * (thick_mm - thin_mm), dull_hu + bright * (bright_hu - dull_hu))
     return out
 
 

@@ -2,6 +2,8 @@
 
     program + weights + scan + network's grid + network at work + finished masks
 
+(a large scan is in a file while the network works: `viscera.io.aside`).
+
 What can be chosen is only the network at work: one pass or windows, how large the windows are, and how many logits
 are averaged at once. The rest is as it is, so a limit below it cannot be kept. The numbers are in
 `knowledge/memory.toml`.
@@ -19,6 +21,7 @@ from typing import Any
 
 from viscera.errors import SettingError
 from viscera.infer.window import BUFFER_VALUES, window_starts
+from viscera.io.aside import ASIDE_BYTES
 from viscera.model.universal import UniversalModel
 from viscera.shapes import Triple, triple
 from viscera.taxonomy import read_table
@@ -81,13 +84,16 @@ def needed_bytes(
 ) -> int:
     """The peak of a process that segments one scan, by the model above."""
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    held: int = 1_000_000 * _table()["program_mb"] + 2 * weights + _SCAN_BYTES * prod(sizes.scan)
+    held: int = 1_000_000 * _table()["program_mb"] + 2 * weights
     if runtime == "openvino":
         held += 1_000_000 * _table()["openvino_mb"] + weights
     image = prod(sizes.image)
-    preparing = _RESAMPLED_BYTES * (prod(sizes.grid) + image)
+    scan = _SCAN_BYTES * prod(sizes.scan)
+    preparing = scan + _RESAMPLED_BYTES * (prod(sizes.grid) + image)
     network = _GRID_BYTES * image + _at_work(model, sizes.image, tiling, overlap, precision) + _MASK_BYTES * image
-    after = (_GRID_BYTES + _MASK_BYTES) * image + (_LABEL_BYTES + _LARGEST_CLASS_BYTES) * prod(sizes.scan)
+    if scan < ASIDE_BYTES:
+        network += scan
+    after = scan + (_GRID_BYTES + _MASK_BYTES) * image + (_LABEL_BYTES + _LARGEST_CLASS_BYTES) * prod(sizes.scan)
     return held + max(preparing, network, after)
 
 

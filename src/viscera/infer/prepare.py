@@ -1,4 +1,5 @@
-"""A scan as the network wants it: RAS, at the model's spacing, windowed to [0, 1], cut to the body."""
+"""A scan as the network wants it: RAS, at the model's spacing, windowed to [0, 1], cut to the body if it is to be
+seen in one pass."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ _INT16 = (np.iinfo(np.int16).min, np.iinfo(np.int16).max)
 class Prepared:
     """What the network sees of a scan, and what is needed to bring its answer back.
 
-    image            float32 [X, Y, Z] in [0, 1]: the body box of the network's grid, RAS axes
+    image            float32 [X, Y, Z] in [0, 1]: a box of the network's grid, RAS axes
     box              where `image` lies in the network's grid
     grid_shape       voxels of the whole network grid
     grid_spacing_mm  its spacing
@@ -65,14 +66,24 @@ def windowed(hu: npt.NDArray[np.float32], window_hu: tuple[float, float]) -> npt
 
 
 def prepare(
-    hu: npt.NDArray[Any], spacing_mm: SpacingMm, preprocessing: Preprocessing, *, crop_to_body: bool = True
+    hu: npt.NDArray[Any],
+    spacing_mm: SpacingMm,
+    preprocessing: Preprocessing,
+    *,
+    crop_to_body: bool = True,
+    in_windows: bool = False,
 ) -> Prepared:
-    """Resamples, cuts to the body and windows an image [X, Y, Z] in HU whose axes are already RAS."""
+    """Resamples, cuts to the body and windows an image [X, Y, Z] in HU whose axes are already RAS.
+
+    crop_to_body  the air around the patient does not count
+    in_windows    the network will go over windows: the image stays whole, so that they stand where they would without
+                  looking for a body, and give the same masks; those that reach nothing of the body are left out then
+    """
     grid_mm = preprocessing.spacing_mm
     resampled = resample_image(hu, spacing_mm, grid_mm, smooth=preprocessing.smooth)
     shape = triple(resampled.shape)
     body = find_body(resampled, grid_mm) if crop_to_body else None
-    box = Box.whole(shape) if body is None else body.box
+    box = Box.whole(shape) if body is None or in_windows else body.box
     inside = np.ascontiguousarray(resampled[box.slices])
     del resampled
     rounded = np.empty(inside.shape, np.int16)

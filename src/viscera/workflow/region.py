@@ -48,19 +48,20 @@ def find_region(
     coarse: UniversalModel, seen: Prepared, fine: Prepared, keys: Iterable[str], settings: InferenceSettings
 ) -> Region:
     """The box of `fine` that holds the organs `keys` according to the model `coarse`, which sees the scan as `seen`."""
-    body, organs, name = fine.box, landmarks(keys), coarse.config.name
+    organs, name = landmarks(keys), coarse.config.name
+    body = fine.box if fine.body is None else fine.body.box
     if unknown := [key for key in organs if key not in coarse.config.classes]:
-        return Region(body, f"The model {name!r} cannot find {_named(unknown)}: the whole body was taken.")
+        return Region(fine.box, f"The model {name!r} cannot find {_named(unknown)}: the whole body was taken.")
     masks, _ = apply_rules(predict(coarse, seen, organs, settings), seen.densities)
     if missing := [key for key in organs if masks.box(key).is_empty]:
-        return Region(body, f"The model {name!r} did not find {_named(missing)}: the whole body was taken.")
+        return Region(fine.box, f"The model {name!r} did not find {_named(missing)}: the whole body was taken.")
     box = masks.box(organs[0])
     for key in organs[1:]:
         box = box.union(masks.box(key))
     margin = _margin(fine.grid_spacing_mm)
     box = body.shared_with(_on_grid(box, seen.grid_spacing_mm, fine).grown(margin, within=fine.grid_shape))
     if box.is_empty or prod(box.shape) > _WORTHWHILE * prod(body.shape):
-        return Region(body)
+        return Region(fine.box)
     return Region(box)
 
 

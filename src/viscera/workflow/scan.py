@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -22,6 +23,7 @@ from viscera.infer.memory import Tiling, bytes_of
 from viscera.infer.predict import InferenceSettings, predict, tiling
 from viscera.infer.prepare import Prepared, prepare
 from viscera.infer.runtime import Runtime
+from viscera.io.aside import set_aside
 from viscera.io.grid import imaged_box, levels_on_scan, mask_on_scan
 from viscera.io.orientation import Reorientation, to_ras
 from viscera.io.read import read_volume
@@ -269,7 +271,8 @@ class Result:
         if it cannot be written, or if there is an earlier result and `overwrite` is False.
         """
         folder, settings, watch = Path(folder), settings or SaveSettings(), watch or Stopwatch()
-        with staged(folder, overwrite=settings.overwrite) as work:
+        with staged(folder, overwrite=settings.overwrite) as work, ThreadPoolExecutor(1, "draw") as aside:
+            drawn = aside.submit(self._draw, work / "preview.png") if settings.picture else None
             with watch.stage("Writing"):
                 write_label_map(self.label_map, self.volume, work / "segmentation.nii.gz")
                 if settings.masks:
@@ -285,9 +288,9 @@ class Result:
                         write_probabilities(self.probabilities.whole(key), self.volume, path)
                 write_label_tables(self.classes, work)
                 write_findings(self.findings, work, self.flags)
-            if settings.picture:
-                with watch.stage("Picture"):
-                    self._draw(work / "preview.png")
+            if drawn is not None:
+                with watch.stage("Picture"):  # the rest of it: files were written meanwhile
+                    drawn.result()
             record = {**self.record, "timings_s": {**self.record["timings_s"], **watch.seconds}}
             write_json({**record, "outputs": file_sizes(work)}, work / RECORD)
         return folder
@@ -364,12 +367,18 @@ def make_ready(scan: str | Path | Volume, model: UniversalModel, settings: Segme
     with watch.stage("Preparing"):
         hu, _, reorientation = to_ras(volume)
         spacing_mm = spacing_in_ras(volume, reorientation)
-        prepared = prepare(hu, spacing_mm, model.config.preprocessing, crop_to_body=settings.crop)
-        coarsely = None
-        if settings.coarse is not None:
-            coarsely = prepare(hu, spacing_mm, settings.coarse.config.preprocessing, crop_to_body=settings.crop)
+        prepared = _seen_by(model, hu, spacing_mm, settings)
+        coarsely = _seen_by(settings.coarse, hu, spacing_mm, settings) if settings.coarse is not None else None
+        del hu
+        if not isinstance(scan, Volume):  # what a caller holds stays in memory all the same
+            volume = set_aside(volume)
     path = None if isinstance(scan, Volume) else Path(scan)
     return Ready(path, volume, reorientation, prepared, started, coarsely)
+
+
+def _seen_by(model: UniversalModel, hu: npt.NDArray[Any], spacing_mm: SpacingMm, settings: SegmentSettings) -> Prepared:
+    in_windows = model.config.inference.mode == "window"
+    return prepare(hu, spacing_mm, model.config.preprocessing, crop_to_body=settings.crop, in_windows=in_windows)
 
 
 def find_masks(ready: Ready, model: UniversalModel, settings: SegmentSettings, watch: Stopwatch) -> Masked:

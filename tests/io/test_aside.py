@@ -1,0 +1,40 @@
+"""A large scan in a file instead of memory: the same numbers, whatever their order and type."""
+
+from __future__ import annotations
+
+import tempfile
+
+import numpy as np
+import pytest
+
+from viscera.io.aside import set_aside
+from viscera.io.volume import Volume
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("dtype", [np.int16, np.float32])
+def test_the_numbers_stay(order, dtype):
+    array = np.asarray(np.arange(2 * 3 * 4).reshape(2, 3, 4), dtype=dtype, order=order)
+    aside = set_aside(Volume(array, np.eye(4)), least_bytes=1)
+    assert isinstance(aside.array, np.memmap) and not aside.array.flags.writeable
+    assert aside.array.dtype == dtype and np.array_equal(aside.array, array)
+    assert set_aside(aside, least_bytes=1) is aside
+
+
+def test_a_part_of_a_larger_array_stays_itself():
+    array = np.arange(6 * 5 * 4, dtype=np.int16).reshape(6, 5, 4)[::2, 1:, ::-1]
+    assert np.array_equal(set_aside(Volume(array, np.eye(4)), least_bytes=1).array, array)
+
+
+def test_a_small_scan_stays_in_memory():
+    volume = Volume(np.zeros((2, 2, 2), np.int16), np.eye(4))
+    assert set_aside(volume) is volume
+
+
+def test_without_room_on_the_disk_it_stays_in_memory(monkeypatch):
+    def full(*_args, **_more):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    volume = Volume(np.zeros((2, 2, 2), np.int16), np.eye(4))
+    assert set_aside(volume, least_bytes=1) is volume
