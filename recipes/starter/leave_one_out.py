@@ -8,6 +8,10 @@ pseudo-labels, painted shapes, and shapes in bodies of the former (kept as start
 test is Dice on the network's grid, before any rule, by the inference that `viscera segment` uses.
 Writes one JSON a run, and prints the table of all runs in the output folder.
 An interrupted run goes on when the same command is given again.
+
+    python recipes/starter/leave_one_out.py DATA --test runs/starter/start/last.safetensors
+
+only tests weights on those of the three scans that are named by --scans.
 """
 
 from __future__ import annotations
@@ -20,10 +24,14 @@ from pathlib import Path
 
 import numpy as np
 
+from viscera.data.cache import CacheSettings, cache_cases, open_cached
+from viscera.data.catalogue import read_dataset_table
+from viscera.data.layout import find_cases
+from viscera.model.checkpoint import load_checkpoint
 from viscera.train.log import RunLog
 from viscera.train.loop import LAST, Listener
 from viscera.train.recipe import Recipe, ValidationSettings, load_recipe
-from viscera.workflow.training import make_plan, run
+from viscera.workflow.training import make_plan, run, scan_dice
 
 HERE = Path(__file__).parent
 TABLES = ("whole_body", "spl_atlas", "public_scans", "chests", "real_shapes")
@@ -100,6 +108,19 @@ def summary(dice: Mapping[str, float]) -> str:
     return f"large {np.mean(large):.3f}  |  {rest}"
 
 
+def test(weights: Path, data: Path, scans: Sequence[str], cache: Path) -> None:
+    """Prints the Dice of `weights` on the named scans."""
+    model = load_checkpoint(weights).eval()
+    tables = sorted({SCANS[scan].split("/")[0] for scan in scans})
+    cases = [case for table in tables for case in find_cases(read_dataset_table(HERE / f"{table}.toml"), data).cases]
+    preprocessing = model.config.preprocessing
+    settings = CacheSettings(spacing_mm=preprocessing.spacing_mm, smooth=preprocessing.smooth)
+    cache_cases(cases, cache, settings, workers=1)
+    found = {case.id: case for case in open_cached(cases, cache, settings)[0]}
+    for scan in scans:
+        print(f"{scan:20s} {summary(scan_dice(model, found[SCANS[scan]]))}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
@@ -110,10 +131,14 @@ def main() -> None:
     parser.add_argument("--name", default="all", help="of this choice of sets, for the table")
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--start", type=int, default=0, help="steps of the model that all begin with; 0: with none")
+    parser.add_argument("--test", type=Path, help="weights to test instead")
     parser.add_argument("--init", default="", help="weights of an earlier start to go on from")
     parser.add_argument("--every", type=int, default=200, help="steps between two looks at the held scan")
     given = parser.parse_args()
     cache = given.output / "cache"
+    if given.test:
+        test(given.test, given.data, given.scans, cache)
+        return
     init = str(start(given.data, given.output, given.start, given.init)) if given.start else ""
     for seed in given.seeds:
         for scan in given.scans:

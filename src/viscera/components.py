@@ -82,14 +82,15 @@ def count_components(mask: BoolArray) -> int:
 def _touching(below: npt.NDArray[np.int64], above: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Which labels of two neighbouring slices [X, Y] touch by face, edge or corner: pairs [N, 2], each once."""
     nx, ny = below.shape
-    pairs = []
+    most = int(above.max(initial=0)) + 1
+    pairs = []  # two labels as one number, which sorts far faster than two
     for dx in (-1, 0, 1):
         for dy in (-1, 0, 1):
             a = below[max(0, dx) : nx + dx, max(0, dy) : ny + dy]
             b = above[max(0, -dx) : nx - dx, max(0, -dy) : ny - dy]
             both = (a > 0) & (b > 0)
-            pairs.append(np.stack([a[both], b[both]], 1))
-    return np.unique(np.concatenate(pairs), axis=0)
+            pairs.append(np.unique(a[both] * most + b[both]))
+    return np.stack(np.divmod(np.unique(np.concatenate(pairs)), most), 1)
 
 
 def largest_component(mask: BoolArray) -> BoolArray:

@@ -29,7 +29,7 @@ def expected():
     return label_map
 
 
-@pytest.mark.parametrize("mode", ["whole", "window"])
+@pytest.mark.parametrize("mode", ["whole", "body", "window"])
 def test_the_label_map_is_the_closed_form_answer(phantom, mode):
     result = segment_scan(phantom, BandNetwork(mode), PLAIN)
     assert np.array_equal(result.label_map, expected())

@@ -16,7 +16,7 @@ from types import MappingProxyType
 import numpy as np
 import torch
 
-from viscera.data.anatomy import anatomy
+from viscera.data.anatomy import Phase, anatomy
 from viscera.data.assemble import LabelTable
 from viscera.data.cache import CachedCase
 from viscera.data.intensity import (
@@ -337,12 +337,12 @@ def _phase_means(case: CachedCase, rng: np.random.Generator, *, own_phases: bool
     """
     known = anatomy()
 
-    def drawn_phase() -> tuple[str, str, float]:
+    def drawn_phase() -> tuple[Phase, Phase, float]:
         first, second = rng.choice(len(known.phases), 2)
         return known.phases[first], known.phases[second], float(rng.random())
 
     shared = drawn_phase()
-    of_kind: dict[str, tuple[str, str, float]] = {}
+    of_kind: dict[str, tuple[Phase, Phase, float]] = {}
     drawn: dict[str, float] = {}
     out: dict[int, float] = {}
     for code, tissue in _tissues(case).items():

@@ -57,7 +57,7 @@ def resolved_runtime(runtime: Runtime, device: torch.device, config: ModelConfig
     check_runtime(runtime, device)
     if runtime != "auto":
         return runtime
-    gains = config.backbone in _QUICKER_IN_OPENVINO and config.inference.mode == "window"
+    gains = config.backbone in _QUICKER_IN_OPENVINO and config.inference.mode != "whole"
     return "openvino" if gains and device.type == "cpu" and has_openvino() else "torch"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 
@@ -21,7 +22,7 @@ def set_aside(volume: Volume, least_bytes: int = ASIDE_BYTES) -> Volume:
     array = volume.array
     if array.nbytes < least_bytes or isinstance(array, np.memmap):
         return volume
-    order = "F" if array.flags.f_contiguous else "C"
+    order: Literal["C", "F"] = "F" if array.flags.f_contiguous else "C"
     plain = array.T if order == "F" else np.ascontiguousarray(array)
     try:
         with tempfile.TemporaryFile() as file:

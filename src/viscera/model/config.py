@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from viscera.errors import CheckpointError
 from viscera.shapes import SpacingMm, Triple
 from viscera.taxonomy import read_table, table_names, taxonomy
 
-Mode = Literal["window", "whole"]
+Mode = Literal["window", "body", "whole"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,13 +36,15 @@ class Preprocessing:
 class Inference:
     """How the network is run over a scan."""
 
-    mode: Mode  # "window": sliding windows; "whole": one pass over the whole scan (windows if it is too large)
-    patch_voxels: Triple  # window size; in "whole" mode that of the windows for very large scans
+    # "window": sliding windows, where they stand in the whole scan; "body": sliding windows over the box around the
+    # body; "whole": that box in one pass (in windows if it is too large)
+    mode: Mode
+    patch_voxels: Triple  # window size
     overlap: float = 0.5  # part of a window that the next one shares
 
     def __post_init__(self) -> None:
-        if self.mode not in ("window", "whole"):
-            raise CheckpointError(f"inference mode is {self.mode!r}; it must be 'window' or 'whole'.")
+        if self.mode not in get_args(Mode):
+            raise CheckpointError(f"inference mode is {self.mode!r}; it must be one of {', '.join(get_args(Mode))}.")
         if len(self.patch_voxels) != 3 or min(self.patch_voxels) < 1 or not 0 <= self.overlap < 1:
             raise CheckpointError(
                 f"patch_voxels is {self.patch_voxels} and overlap {self.overlap}; they must be three positive whole "

@@ -2,8 +2,7 @@
 
 A stem with stride 2, then a U-Net of 32/64/128/256 channels whose decoder ends at half resolution; the model up-samples
 the eight feature channels it makes of it, not these 32. Batch norm with running statistics: at inference it is a scale
-and a shift, the cheapest there is, and a voxel's value does not depend on how much of the body lies in the window, so
-that a network trained on patches can be run over a whole scan in one pass.
+and a shift, the cheapest there is, and does not depend on how much of the body lies in the window.
 """
 
 from __future__ import annotations
