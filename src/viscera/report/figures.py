@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from viscera.io.aside import in_slabs
 from viscera.io.atomic import whole_file
 from viscera.shapes import SpacingMm
 from viscera.taxonomy import Structure
@@ -40,6 +41,12 @@ PLANES = (
 )
 
 
+def ready_to_draw() -> None:
+    """Loads the drawing library, which takes half a second: to be called where nothing else is done meanwhile."""
+    import matplotlib.backends.backend_agg
+    import matplotlib.figure  # noqa: F401
+
+
 def preview(
     hu: npt.NDArray[Any],
     label_map: npt.NDArray[np.unsignedinteger],
@@ -53,18 +60,14 @@ def preview(
     """Writes a PNG with two cuts of each plane, legend, and the patient's sides marked.
 
     hu, label_map  [X, Y, Z], RAS axes; the label map holds class ids
-    structures     the classes that may appear; those that do are in the legend
+    structures     the classes that appear, for the legend
     note           a warning shown in red, e.g. that the weights are untrained
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    seen = np.zeros(256, bool)
-    for z in range(label_map.shape[2]):  # slice by slice: counting takes eight bytes a voxel
-        seen |= np.bincount(label_map[:, :, z].ravel("K"), minlength=256) > 0
-    present = [s for s in structures if seen[s.id]]
-    colours = np.zeros((max((s.id for s in structures), default=0) + 1, 3))
+    colours = np.zeros((256, 3))
     for s in structures:
         colours[s.id] = np.array(s.colour) / 255
 
@@ -89,12 +92,12 @@ def preview(
             _show(axes, plane, index, hu, label_map, spacing_mm, colours)
     legend = figure.add_subplot(grid[:, 3])
     legend.axis("off")
-    if present:
-        handles = [Patch(color=colours[s.id], label=s.name) for s in present]
+    if structures:
+        handles = [Patch(color=colours[s.id], label=s.name) for s in structures]
         legend.legend(
             handles=handles,
             loc="upper left",
-            ncols=1 if len(present) <= 24 else 2,
+            ncols=1 if len(structures) <= 24 else 2,
             fontsize=9,
             frameon=False,
             labelcolor="white",
@@ -154,7 +157,11 @@ def _show(
     order = [axis for axis in (plane.up, plane.across)]
 
     def cut(array: npt.NDArray[Any]) -> Any:
-        flat = np.moveaxis(array, plane.axis, 0)[index]  # a view; np.take would copy the whole scan first
+        if plane.axis == 2:
+            flat = array[:, :, index]
+        else:
+            parts = [np.moveaxis(part, plane.axis, 0)[index].copy() for _, part in in_slabs(array)]
+            flat = np.concatenate(parts, axis=-1)
         rest = [axis for axis in range(3) if axis != plane.axis]
         picture = flat.transpose([rest.index(axis) for axis in order])[::-1]  # row 0 is the top
         return picture[:, ::-1] if plane.mirrored else picture

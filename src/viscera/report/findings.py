@@ -16,6 +16,7 @@ from scipy import ndimage
 from scipy.spatial import ConvexHull, KDTree, QhullError, distance
 
 from viscera.components import Components, components, count_components
+from viscera.io.aside import in_slabs
 from viscera.io.atomic import whole_file
 from viscera.masks import BoolArray
 from viscera.report.as_json import write_json
@@ -103,7 +104,7 @@ def measure(
             touches_border=False,
             centre_mm=None,
         )
-    values = hu[crop.box.slices][mask]
+    values = np.concatenate([part[mask[:, :, z]] for z, part in in_slabs(hu[crop.box.slices])])
     volume_ml, cut = count * voxel_ml, _touches_border(crop, imaged or Box.whole(hu.shape))
     lesions: list[Lesion] = []
     if structure.is_lesion:

@@ -14,6 +14,7 @@ from viscera.io.dicom.read import is_one_study
 from viscera.io.find import case_names, scan_files
 from viscera.model.universal import UniversalModel
 from viscera.report.as_json import plain
+from viscera.report.figures import ready_to_draw
 from viscera.workflow.outputs import RECORD, is_whole, read_record, refuse_existing
 from viscera.workflow.scan import (
     Masked,
@@ -118,6 +119,8 @@ def segment_many(
         together = settings.inference.max_memory_bytes is None
         ahead = reader.submit(work.read, waiting.popleft()) if waiting else None
         behind: Future[_Step] | None = None
+        if save.picture:
+            writer.submit(ready_to_draw)
         while ahead is not None:
             step = ahead.result()
             ahead = reader.submit(work.read, waiting.popleft()) if waiting and together else None

@@ -23,7 +23,7 @@ from viscera.infer.memory import Tiling, bytes_of
 from viscera.infer.predict import InferenceSettings, predict, tiling
 from viscera.infer.prepare import Prepared, prepare
 from viscera.infer.runtime import Runtime
-from viscera.io.aside import set_aside
+from viscera.io.aside import let_go, set_aside
 from viscera.io.grid import imaged_box, levels_on_scan, mask_on_scan
 from viscera.io.orientation import Reorientation, to_ras
 from viscera.io.read import read_volume
@@ -296,12 +296,13 @@ class Result:
         return folder
 
     def _draw(self, path: Path) -> None:
+        found = {finding.key for finding in self.findings if finding.volume_ml > 0}
         reorientation = self.scan_masks.reorientation
         preview(
             reorientation.apply(self.volume.array),
             reorientation.apply(self.label_map),
             spacing_in_ras(self.volume, reorientation),
-            self.classes,
+            [structure for structure in self.classes if structure.key in found],
             path,
             title=Path(self.volume.provenance.path).name,
             note=" ".join(self.warnings[:1]),
@@ -475,6 +476,7 @@ def _paint_and_measure(
     painted = reorientation.apply(label_map)  # a view: painting in RAS fills the scan's own order
     hu, affine = reorientation.apply(volume.array), reorientation.apply_affine(volume.affine, volume.shape)
     imaged = imaged_box(hu)
+    let_go(hu)
     findings = {}
     for done, structure in enumerate(painting_order(structures), start=1):
         crop = scan_masks.ras(structure.key)
