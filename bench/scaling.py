@@ -16,7 +16,6 @@ Every run is a process of its own; memory is the operating system's peak for it.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from _process import run_timed
 from _report import report
 from viscera.infer.predict import predict
 from viscera.infer.prepare import Prepared, prepare
@@ -63,18 +63,9 @@ def segmented(scan: Path, folder: Path) -> dict[str, float]:
     """`viscera segment` in a fresh process: seconds from its start to its end, processor seconds, peak memory."""
     out = folder / "result"
     command = [sys.executable, "-m", "viscera", "segment", str(scan), "-o", str(out), "-m", STARTER]
-    start = time.perf_counter()
-    process = subprocess.Popen([*command, "--quiet", "--overwrite"])
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"viscera segment failed with exit code {process.returncode}")
-    return {
-        "seconds": seconds,
-        "processor_s": usage.ru_utime + usage.ru_stime,
-        "peak_gb": usage.ru_maxrss * 1024 / 1e9,
-    }
+    seconds, usage = run_timed([*command, "--quiet", "--overwrite"])
+    processor = usage.ru_utime + usage.ru_stime
+    return {"seconds": seconds, "processor_s": processor, "peak_gb": usage.ru_maxrss * 1024 / 1e9}
 
 
 def run_classes(name: str, count: int, scan: Path) -> dict[str, float]:

@@ -11,14 +11,12 @@ rules and the writing more to do than organs would.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from _process import run_timed
 from viscera.report.manifest import machine
 from viscera.workflow.demo import demo_scan, fetch_demo_scan
 
@@ -51,15 +49,9 @@ def measure(model: str, scan: Path, bar: Bar) -> Run:
     """Segments `scan` with `model` in a fresh process."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "viscera", "segment", str(scan), "-o", folder, "-m", model, "--quiet"]
-        start = time.perf_counter()
-        process = subprocess.Popen(command)
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - start  # the program's start and imports count too
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            raise SystemExit(f"viscera segment failed with exit code {process.returncode}")
+        seconds, usage = run_timed(command)
         record = json.loads((Path(folder) / "run.json").read_text())
-    peak_gb = usage.ru_maxrss / 1024**2  # Linux gives KiB
+    peak_gb = usage.ru_maxrss * 1024 / 1e9
     passed = peak_gb <= bar.peak_gb and (bar.seconds is None or seconds <= bar.seconds)
     return Run(model, seconds, peak_gb, record["timings_s"], passed)
 
