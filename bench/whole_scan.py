@@ -51,7 +51,7 @@ LEAST_SPEEDUP, AIM, LEAST_DICE, MOST_GB, LEAST_NETWORK = 6.0, 10.0, 0.995, 3.0, 
 LEAST_ML = 1.0  # a class smaller than this is not judged
 PLAIN_OVERLAP = 0.5
 AGREEMENT = "starter"  # trained, but on more than the 144 mm that a window of the U-Net shows
-AGREEMENT_WINDOW = (80, 80, 80)  # two windows nearly coincide then, as those of the U-Net do on this scan
+AGREEMENT_WINDOW = (96, 96, 96)
 CPU_TIME = "--cpu-time" in sys.argv
 clock = time.process_time if CPU_TIME else time.perf_counter
 

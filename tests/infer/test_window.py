@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from monai.inferers import sliding_window_inference
 
 from viscera.errors import SettingError
-from viscera.infer.window import gaussian_weight, stream_windows, window_places, window_starts
+from viscera.infer.window import gaussian_weight, stream_windows, window_starts
 from viscera.shapes import Box
 
 
@@ -68,7 +68,7 @@ def test_a_pointwise_network_gives_the_pointwise_answer(size, window, overlap):
     assert torch.allclose(out, torch.cat([image + 1, 2 * image[:1]]), atol=1e-5)
 
 
-@pytest.mark.parametrize("size", [(16, 16, 16), (20, 17, 42), (9, 30, 23), (16, 12, 50)])
+@pytest.mark.parametrize("size", [(16, 16, 16), (20, 17, 41), (9, 30, 23), (16, 12, 50)])
 def test_equals_monai_for_a_network_that_sees_its_window(size):
     """A network whose answer depends on the place in the window: only the right weights give MONAI's average."""
     place = torch.randn(16, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -80,37 +80,6 @@ def test_equals_monai_for_a_network_that_sees_its_window(size):
     ours = joined(image, network, (16, 16, 16), 0.5)
     theirs = sliding_window_inference(image[None], 16, 1, network, overlap=0.5, mode="gaussian")[0]
     assert torch.allclose(ours, theirs, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("length", "window", "overlap", "places"),
-    [
-        (145, 48, 0.5, {0: 0, 24: 0, 48: 0, 72: 0, 97: 1}),
-        (148, 48, 0.5, dict.fromkeys((0, 24, 48, 72, 96, 100), 0)),  # 4 apart: more than a sixteenth of 48
-        (49, 48, 0.5, {0: 0, 1: 0}),  # without the first, voxel 0 would have none
-        (97, 48, 0.0, {0: 0, 48: 0, 49: 0}),  # without the second, voxel 48 would have none
-    ],
-)
-def test_windows_that_nearly_coincide_are_one(length, window, overlap, places):
-    assert window_places(length, window, overlap) == places
-
-
-def test_one_window_that_says_what_two_say_gives_their_mean():
-    """The last 24 voxels are alike, so the windows at 24 and 25 say the same; the latter has the weight of both."""
-    image = torch.zeros(1, 16, 16, 41)
-    image[..., :17] = torch.arange(17.0)
-    calls = []
-
-    def network(window):
-        calls.append(1)
-        return torch.full_like(window, float(window.mean()))
-
-    ours = joined(image, network, (16, 16, 16), 0.5)
-    assert len(calls) == 4
-    theirs = sliding_window_inference(image[None], 16, 1, network, overlap=0.5, mode="gaussian")[0]
-    assert len(calls) == 4 + 5
-    assert torch.allclose(ours[0, 8, 8], theirs[0, 8, 8], atol=2e-3)  # at a window's end the least weight counts once
-    assert torch.allclose(ours[0, 8, 8, 26:], theirs[0, 8, 8, 26:], atol=1e-5)
 
 
 def test_memory_and_progress_follow_the_plan():

@@ -2,8 +2,7 @@
 
 Windows stand on a regular grid; where they overlap, their outputs are averaged with a Gaussian weight that trusts
 the middle of a window more than its rim (nnU-Net, Isensee et al. 2021; same weights and positions as MONAI's
-`sliding_window_inference`). A last window that nearly coincides with the one before takes its place and counts for
-both: there, one run of the network does for two. A 1-D picture, length 10, window 4, overlap 0.5 (step 2):
+`sliding_window_inference`). A 1-D picture, length 10, window 4, overlap 0.5 (step 2):
 
     index    0 1 2 3 4 5 6 7 8 9
     window   a a a a . . . . . .
@@ -33,7 +32,6 @@ Decoder = Callable[[Encoded, slice, slice], torch.Tensor]  # (encoded, classes, 
 Progress = Callable[[int, int], None]  # (windows done, windows in all)
 
 SIGMA_SCALE = 0.125  # the Gaussian's sigma as a part of the window (nnU-Net, MONAI)
-NEARLY = 1 / 16  # of a window: so close together two of them are one
 SMALLEST_WEIGHT = 1e-3  # no voxel of a window counts for nothing (MONAI)
 BUFFER_VALUES = 1 << 24  # logits made at once; 67 MB as float32
 
@@ -50,7 +48,6 @@ class Slab:
 @dataclass(frozen=True, eq=False)
 class _Window(Generic[Encoded]):
     start: Triple
-    weight: torch.Tensor
     encoded: Encoded
 
 
@@ -60,40 +57,19 @@ def window_starts(length: int, window: int, overlap: float) -> list[int]:
     >>> window_starts(10, 4, 0.5)
     [0, 2, 4, 6]
     """
-    return list(window_places(length, window, overlap))
-
-
-def window_places(length: int, window: int, overlap: float) -> dict[int, int]:
-    """Where windows begin on an axis; and how far before each of them another would begin for which it stands, or 0.
-
-    >>> window_places(145, 48, 0.5)  # 96 and 97 are nearly the same
-    {0: 0, 24: 0, 48: 0, 72: 0, 97: 1}
-    """
     if length <= window:
-        return {0: 0}
+        return [0]
     step = max(1, int(window * (1 - overlap)))
     last = length - window
-    places = dict.fromkeys([*range(0, last, step), last], 0)
-    *others, before, _ = [0, *places]
-    # The one before the last may go where the window before that reaches the last.
-    if len(places) > 2 and last - before <= NEARLY * window and others[-1] + window >= last:
-        places[last] = last - before
-        del places[before]
-    return places
+    return [*range(0, last, step), last]
 
 
-def gaussian_weight(window: Triple, shifts: Triple = (0, 0, 0)) -> torch.Tensor:
-    """How much each voxel of a window counts: float32 of the window's shape, 1 in the middle, never 0.
-
-    shifts  on each axis, how far before it another window lies for which it stands (0: none); it has both weights then
-    """
+def gaussian_weight(window: Triple) -> torch.Tensor:
+    """How much each voxel of a window counts: float32 of the window's shape, 1 in the middle, never 0."""
     weight = torch.ones(())
-    for n, shift in zip(window, shifts, strict=True):
+    for n in window:
         x = torch.arange(n, dtype=torch.float32) - (n - 1) / 2
-        own = torch.exp(-(x**2) / (2 * (n * SIGMA_SCALE) ** 2))
-        if shift:
-            own[: n - shift] += own[shift:].clone()
-        weight = weight[..., None] * own
+        weight = weight[..., None] * torch.exp(-(x**2) / (2 * (n * SIGMA_SCALE) ** 2))
     return weight.clamp_(min=SMALLEST_WEIGHT)
 
 
@@ -141,16 +117,14 @@ def stream_windows(
         image = torch.nn.functional.pad(image, sides, value=pad_value)
     padded = triple(image.shape[1:])
     rows, total = _plan(size, padded, before, window, overlap, wanted)
-    weights: dict[Triple, torch.Tensor] = {}
+    weight = gaussian_weight(window).to(image.device)
 
     alive: list[_Window[Encoded]] = []
     done = 0
     for position, (z, places) in enumerate(rows):
-        for (x, y), shifts in places.items():
+        for x, y in places:
             part = image[None, :, x : x + window[0], y : y + window[1], z : z + window[2]]
-            if shifts not in weights:
-                weights[shifts] = gaussian_weight(window, shifts).to(image.device)
-            alive.append(_Window((x, y, z), weights[shifts], encode(part)))
+            alive.append(_Window((x, y, z), encode(part)))
             done += 1
             if progress is not None:
                 progress(done, total)
@@ -158,7 +132,7 @@ def stream_windows(
         first, stop = max(z, before[2]), min(end, before[2] + size[2])
         if first < stop:
             for first_class, logits in _averaged(
-                alive, decode, classes, padded, slice(first, stop), buffer_values, image.device
+                alive, decode, classes, weight, padded, slice(first, stop), buffer_values
             ):
                 inside = logits[:, before[0] : before[0] + size[0], before[1] : before[1] + size[1]]
                 yield Slab(first - before[2], inside, first_class)
@@ -172,10 +146,9 @@ def _plan(
     window: Triple,
     overlap: float,
     wanted: Callable[[Box], bool] | None,
-) -> tuple[list[tuple[int, dict[tuple[int, int], Triple]]], int]:
-    """For each start on z the starts (x, y) of the windows to compute there, with the shifts of those they stand for;
-    and how many windows that makes."""
-    x_places, y_places, z_places = (window_places(n, w, overlap) for n, w in zip(padded, window, strict=True))
+) -> tuple[list[tuple[int, list[tuple[int, int]]]], int]:
+    """For each start on z the starts (x, y) of the windows to compute there, and how many windows that makes."""
+    x_starts, y_starts, z_starts = (window_starts(n, w, overlap) for n, w in zip(padded, window, strict=True))
 
     def box(start: Triple) -> Box:
         low = triple(max(0, s - b) for s, b in zip(start, before, strict=True))
@@ -183,16 +156,7 @@ def _plan(
         return Box(low, high)
 
     rows = [
-        (
-            z,
-            {
-                (x, y): (x_shift, y_shift, z_shift)
-                for x, x_shift in x_places.items()
-                for y, y_shift in y_places.items()
-                if wanted is None or wanted(box((x, y, z)))
-            },
-        )
-        for z, z_shift in z_places.items()
+        (z, [(x, y) for x in x_starts for y in y_starts if wanted is None or wanted(box((x, y, z)))]) for z in z_starts
     ]
     return rows, sum(len(places) for _, places in rows)
 
@@ -201,30 +165,29 @@ def _averaged(
     alive: list[_Window[Encoded]],
     decode: Decoder[Encoded],
     classes: int,
+    weight: torch.Tensor,
     padded: Triple,
     z: slice,
     buffer_values: int,
-    device: torch.device,
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """The weighted mean of the windows' logits in the slices `z` of the whole image, a few classes at a time: the
     first class of each group and its logits [k, X, Y, slices]."""
+    window = triple(weight.shape)
     plane = (padded[0], padded[1], z.stop - z.start)
     pieces = []
-    weights = torch.zeros(plane, device=device)
+    weights = torch.zeros(plane, device=weight.device)
     for item in alive:
         x, y, start = item.start
-        window = item.weight.shape
         low, high = max(z.start, start), min(z.stop, start + window[2])
         if low < high:
             there = (slice(x, x + window[0]), slice(y, y + window[1]), slice(low - z.start, high - z.start))
             own = slice(low - start, high - start)
-            weight = item.weight[..., own]
-            weights[there] += weight
-            pieces.append((item.encoded, there, own, weight))
+            weights[there] += weight[..., own]
+            pieces.append((item.encoded, there, own))
     unreached = weights == 0 if float(weights.min()) == 0 else None
     for chosen in class_groups(classes, weights.numel(), buffer_values):
-        sums = torch.zeros(chosen.stop - chosen.start, *plane, device=device)
-        for encoded, there, own, weight in pieces:
-            sums[:, *there].addcmul_(decode(encoded, chosen, own), weight)
+        sums = torch.zeros(chosen.stop - chosen.start, *plane, device=weight.device)
+        for encoded, there, own in pieces:
+            sums[:, *there].addcmul_(decode(encoded, chosen, own), weight[..., own])
         sums.div_(weights)
         yield chosen.start, sums if unreached is None else sums.masked_fill_(unreached, float("-inf"))

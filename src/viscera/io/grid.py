@@ -143,14 +143,15 @@ def mask_on_scan(
     """A class of the network's grid on the scan's grid (RAS axes both): the box there and which of its voxels are in.
 
     The levels are interpolated and cut half-way between 127 and 128, so the surface lies where the network put it,
-    not on its voxel edges. One class and one slab at a time: memory is that of the class's own box.
+    not on its voxel edges. What lies exactly there is out: mostly it is half-way between a voxel that is wholly in and
+    one that is wholly out, and networks are surer of what is out. One class and one slab at a time: memory is that of the class's own box.
     """
     if not soft.mask.any():
         return NOWHERE, np.zeros(NOWHERE.shape, bool)
     box, slabs = _levels_on_scan(soft, grid_shape, grid_spacing_mm, scan_shape, scan_spacing_mm)
     mask = np.empty(box.shape, bool)
     for z, level in slabs:
-        mask[:, :, z : z + _SLAB] = (level >= INSIDE - 0.5).numpy()
+        mask[:, :, z : z + _SLAB] = (level > INSIDE - 0.5).numpy()
     return box, mask
 
 
@@ -161,7 +162,7 @@ def levels_on_scan(
     box, slabs = _levels_on_scan(soft, grid_shape, grid_spacing_mm, scan_shape, scan_spacing_mm)
     levels = np.empty(box.shape, np.uint8)
     for z, level in slabs:
-        levels[:, :, z : z + _SLAB] = (level + 0.5).floor_().to(torch.uint8).numpy()
+        levels[:, :, z : z + _SLAB] = (level - 0.5).ceil_().to(torch.uint8).numpy()
     return box, levels
 
 
