@@ -144,7 +144,8 @@ def mask_on_scan(
 
     The levels are interpolated and cut half-way between 127 and 128, so the surface lies where the network put it,
     not on its voxel edges. What lies exactly there is out: mostly it is half-way between a voxel that is wholly in and
-    one that is wholly out, and networks are surer of what is out. One class and one slab at a time: memory is that of the class's own box.
+    one that is wholly out, and networks are surer of what is out. One class and one slab at a time: memory is that of
+    the class's own box.
     """
     if not soft.mask.any():
         return NOWHERE, np.zeros(NOWHERE.shape, bool)
