@@ -431,6 +431,7 @@ def describe(masked: Masked, model: UniversalModel, settings: SegmentSettings, w
         flags = scan_flags(
             reorientation.apply(volume.array), volume.voxel_volume_mm3, organs_asked=len(organs), organs_found=found
         )
+        let_go(volume.array)
     untrained = () if model.config.trained else (UNTRAINED,)
     noted = (masked.region.note,) if masked.region.note else ()
     warnings = (*untrained, *volume.provenance.notes, *noted, *(flag.sentence for flag in flags))
