@@ -282,6 +282,27 @@ def test_pieces_above_an_organ_go_by_their_middle_slice(edge, stays):
     assert rules.not_above(mask_set(colon=pieces[2]), ["colon"], least_ml=0.0, **arguments) == {}
 
 
+def test_pieces_on_the_other_side_go():
+    """Kidneys at x 26-36 and 4-12; a piece of the right one at x 0-2, and one of the left one at x 38-40."""
+    lost, other = block((0, 2), (4, 8), (2, 6)), block((38, 40), (4, 8), (2, 6))
+    between = block((16, 18), (4, 8), (2, 6))
+    masks = mask_set(right_kidney=RIGHT | lost | between, left_kidney=LEFT | other)
+    out = after(masks, rules.on_its_side(masks, ("right_kidney", "left_kidney")))
+    assert np.array_equal(out["right_kidney"], RIGHT | between)
+    assert np.array_equal(out["left_kidney"], LEFT)
+
+
+def test_a_small_right_organ_beyond_a_large_left_one_goes_and_never_both():
+    small = block((0, 2), (4, 8), (2, 6))
+    masks = mask_set(right_kidney=small, left_kidney=LEFT)
+    out = after(masks, rules.on_its_side(masks, ("right_kidney", "left_kidney")))
+    assert not out["right_kidney"].any() and np.array_equal(out["left_kidney"], LEFT)
+    exchanged = mask_set(right_kidney=LEFT, left_kidney=RIGHT)  # as large as each other, or the larger one: stays
+    out = after(exchanged, rules.on_its_side(exchanged, ("right_kidney", "left_kidney")))
+    assert out["left_kidney"].any() or out["right_kidney"].any()
+    assert rules.on_its_side(mask_set(right_kidney=small), ("right_kidney", "left_kidney")) == {}
+
+
 def test_without_the_scan_these_rules_are_left_out():
     masks = mask_set(liver=RIGHT)
     assert apply_rules(masks)[1] == ()

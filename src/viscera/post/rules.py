@@ -131,6 +131,24 @@ def not_above(masks: MaskSet, classes: Sequence[str], organ: str, edge: str, lea
     return changes
 
 
+def on_its_side(masks: MaskSet, classes: Sequence[str]) -> Changes:
+    """Of a right and a left organ (`classes`), pieces go that lie beyond the partner, on the partner's own side of its
+    middle, and are smaller than it; of the partner the largest component counts. Nothing happens without both.
+    """
+    right, left = classes
+    if len(_present(masks, classes)) < 2:
+        return {}
+    found = {key: components(masks[key].mask) for key in classes}
+    changes = {}
+    for key, other, towards in ((right, left, -1), (left, right, 1)):  # the first index grows to the patient's right
+        own, partner = found[key], found[other]
+        largest = partner.by_size()[0] - 1
+        beyond = own.centres[:, 0] + masks[key].box.start[0] - partner.centres[largest, 0] - masks[other].box.start[0]
+        wrong = (towards * beyond > 0) & (own.voxels < partner.voxels[largest])
+        changes[key] = masks[key].with_mask(np.array([False, *~wrong])[own.labels])
+    return changes
+
+
 def inside_organ(masks: MaskSet, classes: Sequence[str], grow_mm: float) -> Changes:
     """A lesion keeps only its voxels within its organs, closed and then dilated by a cube of `grow_mm` to each side.
 
@@ -242,6 +260,7 @@ RULES: dict[str, Rule] = {
         within_body,
         plausible_density,
         split_lungs,
+        on_its_side,
         largest_component,
         cut_below,
         not_above,
@@ -254,6 +273,7 @@ RULES: dict[str, Rule] = {
 # A rule that is not here looks at the class alone.
 LOOKS_AT: dict[str, Callable[[str, Sequence[str], Mapping[str, Any]], Sequence[str]]] = {
     "split_lungs": lambda key, classes, arguments: classes,
+    "on_its_side": lambda key, classes, arguments: classes,
     "cut_below": lambda key, classes, arguments: [arguments["floor"]],
     "not_above": lambda key, classes, arguments: [arguments["organ"]],
     "inside_organ": lambda key, classes, arguments: taxonomy()[key].inside,

@@ -23,7 +23,7 @@ from viscera.infer.memory import Tiling, bytes_of
 from viscera.infer.predict import InferenceSettings, predict, tiling
 from viscera.infer.prepare import Prepared, prepare
 from viscera.infer.runtime import Runtime
-from viscera.io.aside import let_go, set_aside
+from viscera.io.aside import give_back, let_go, set_aside
 from viscera.io.grid import imaged_box, levels_on_scan, mask_on_scan
 from viscera.io.orientation import Reorientation, to_ras
 from viscera.io.read import read_volume
@@ -373,6 +373,7 @@ def make_ready(scan: str | Path | Volume, model: UniversalModel, settings: Segme
         del hu
         if not isinstance(scan, Volume):  # what a caller holds stays in memory all the same
             volume = set_aside(volume)
+        give_back()
     path = None if isinstance(scan, Volume) else Path(scan)
     return Ready(path, volume, reorientation, prepared, started, coarsely)
 
@@ -415,6 +416,7 @@ def find_masks(ready: Ready, model: UniversalModel, settings: SegmentSettings, w
         with watch.stage("Rules"):
             masks, notes = apply_rules(masks, ready.prepared.densities)
     done = replace(ready, prepared=whole.without_image(), seen_coarsely=None)
+    give_back()
     return Masked(done, masks, faint, notes, region, plan)
 
 
