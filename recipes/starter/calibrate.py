@@ -16,9 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from leave_one_out import REAL_SHAPES, SCANS, summary
+from leave_one_out import REAL_SHAPES, SCANS, at_spacing_of, summary
 
-from viscera.data.cache import CachedCase, CacheSettings, cache_cases, open_cached
+from viscera.data.cache import CachedCase
 from viscera.data.catalogue import read_dataset_table
 from viscera.data.layout import find_cases
 from viscera.model.checkpoint import load_checkpoint, save_checkpoint
@@ -41,10 +41,7 @@ def scans(data: Path, cache: Path, model: UniversalModel) -> list[CachedCase]:
         for case in find_cases(read_dataset_table(HERE / f"{table}.toml"), folder).cases
         if table != REAL_SHAPES or case.name in held
     ]
-    preprocessing = model.config.preprocessing
-    settings = CacheSettings(spacing_mm=preprocessing.spacing_mm, smooth=preprocessing.smooth)
-    cache_cases(cases, cache, settings, workers=1)
-    return list(open_cached(cases, cache, settings)[0])
+    return at_spacing_of(model, cases, cache)
 
 
 def at(model: UniversalModel, thresholds: dict[str, float]) -> UniversalModel:

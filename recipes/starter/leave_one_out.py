@@ -26,15 +26,16 @@ from pathlib import Path
 import numpy as np
 from ship import SHARE, averaged
 
-from viscera.data.cache import CacheSettings, cache_cases, open_cached
+from viscera.data.cache import CachedCase, CacheSettings, cache_cases, open_cached
 from viscera.data.catalogue import read_dataset_table
-from viscera.data.layout import find_cases
+from viscera.data.layout import Case, find_cases
 from viscera.model.checkpoint import load_checkpoint
 from viscera.model.universal import UniversalModel
+from viscera.shapes import triple
 from viscera.train.log import RunLog
 from viscera.train.loop import LAST, Listener
 from viscera.train.recipe import Recipe, ValidationSettings, load_recipe
-from viscera.workflow.training import make_plan, run, scan_dice
+from viscera.workflow.training import make_plan, run, scan_dice, scan_masks
 
 HERE = Path(__file__).parent
 TABLES = ("whole_body", "spl_atlas", "public_scans", "chests", "real_shapes")
@@ -115,12 +116,33 @@ def test(model: UniversalModel, data: Path, scans: Sequence[str], cache: Path) -
     """Prints a model's Dice on the named scans."""
     tables = sorted({SCANS[scan].split("/")[0] for scan in scans})
     cases = [case for table in tables for case in find_cases(read_dataset_table(HERE / f"{table}.toml"), data).cases]
+    found = {case.id: case for case in at_spacing_of(model, cases, cache)}
+    for scan in scans:
+        case = found[SCANS[scan]]
+        print(f"{scan:20s} {summary(scan_dice(model, case))}")
+        print(f"{'':20s} of a right kidney or lung called left, or the reverse: at most {exchanged(model, case):.2%}")
+
+
+def at_spacing_of(model: UniversalModel, cases: Sequence[Case], cache: Path) -> list[CachedCase]:
+    """The cases as the network sees them."""
     preprocessing = model.config.preprocessing
     settings = CacheSettings(spacing_mm=preprocessing.spacing_mm, smooth=preprocessing.smooth)
     cache_cases(cases, cache, settings, workers=1)
-    found = {case.id: case for case in open_cached(cases, cache, settings)[0]}
-    for scan in scans:
-        print(f"{scan:20s} {summary(scan_dice(model, found[SCANS[scan]]))}", flush=True)
+    return list(open_cached(cases, cache, settings)[0])
+
+
+def exchanged(model: UniversalModel, case: CachedCase) -> float:
+    """The largest part of a drawn right kidney or lung that is called the left one, and the other way round."""
+    classes, codes = model.config.classes, case.codes()
+    rows = case.table(classes).rows.numpy()
+    shares = [0.0]
+    for right, left in (("right_kidney", "left_kidney"), ("right_lung", "left_lung")):
+        masks = scan_masks(model, case, (right, left))
+        for drawn, called in ((right, left), (left, right)):
+            truth = rows[classes.index(drawn)][codes]
+            if truth.any():
+                shares.append(float(masks.whole(called)[truth].mean()))
+    return max(shares)
 
 
 def main() -> None:
@@ -134,6 +156,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--start", type=int, default=0, help="steps of the model that all begin with; 0: with none")
     parser.add_argument("--test", type=Path, help="weights to test instead")
+    parser.add_argument("--window", type=int, nargs=3, help="voxels of the windows it is tested in")
+    parser.add_argument("--one-pass", action="store_true", help="test it in one pass over the scan")
     parser.add_argument("--average", type=Path, help="the weights that these began with, to be averaged in")
     parser.add_argument("--share", type=float, default=SHARE, help="of those, from 0 to 1")
     parser.add_argument("--init", default="", help="weights of an earlier start to go on from")
@@ -142,6 +166,11 @@ def main() -> None:
     cache = given.output / "cache"
     if given.test:
         model = load_checkpoint(given.test).eval()
+        if given.window:
+            inference = replace(model.config.inference, mode="body", patch_voxels=triple(given.window))
+            model.config = replace(model.config, inference=inference)
+        elif given.one_pass:
+            model.config = replace(model.config, inference=replace(model.config.inference, mode="whole"))
         if given.average:
             before = load_checkpoint(given.average).state_dict()
             model.load_state_dict(averaged(model.state_dict(), before, given.share))

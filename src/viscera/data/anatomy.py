@@ -35,6 +35,11 @@ class Tissue:
     words: tuple[str, ...] = ()
     rim: tuple[tuple[float, float], tuple[float, float]] | None = None
 
+    @property
+    def kind(self) -> str:
+        """The key without its side: left and right are one tissue."""
+        return self.key.removeprefix("left_").removeprefix("right_")
+
 
 @dataclass(frozen=True)
 class Anatomy:

@@ -48,10 +48,10 @@ def paint(
     means: dict[str, float] = {}
     for tissue in palette:
         (low, low_sd), (high, high_sd) = tissue.hu[first], tissue.hu[second]
-        # Left and right are one tissue: they get one mean.
-        name = tissue.key.removeprefix("left_").removeprefix("right_")
-        means.setdefault(name, low + part * (high - low) + float(rng.normal()) * (low_sd + part * (high_sd - low_sd)))
-    mean = np.array([means[t.key.removeprefix("left_").removeprefix("right_")] for t in palette], np.float32)
+        means.setdefault(
+            tissue.kind, low + part * (high - low) + float(rng.normal()) * (low_sd + part * (high_sd - low_sd))
+        )
+    mean = np.array([means[t.kind] for t in palette], np.float32)
     texture = np.array([t.texture_hu for t in palette], np.float32)
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     grain = torch.randn(tissues.shape, generator=generator)

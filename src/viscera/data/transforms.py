@@ -347,7 +347,7 @@ def _phase_means(case: CachedCase, rng: np.random.Generator, *, own_phases: bool
     out: dict[int, float] = {}
     for code, tissue in _tissues(case).items():
         if tissue not in drawn:
-            kind = tissue.removeprefix("left_").removeprefix("right_")
+            kind = known.tissues[tissue].kind
             first, second, part = of_kind.setdefault(kind, drawn_phase()) if own_phases else shared
             hu = known.tissues[tissue].hu
             (mean_1, spread_1), (mean_2, spread_2) = hu[first], hu[second]

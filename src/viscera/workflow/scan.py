@@ -271,8 +271,8 @@ class Result:
         if it cannot be written, or if there is an earlier result and `overwrite` is False.
         """
         folder, settings, watch = Path(folder), settings or SaveSettings(), watch or Stopwatch()
-        with staged(folder, overwrite=settings.overwrite) as work, ThreadPoolExecutor(1, "draw") as aside:
-            drawn = aside.submit(self._draw, work / "preview.png") if settings.picture else None
+        with staged(folder, overwrite=settings.overwrite) as work, ThreadPoolExecutor(1, "draw") as drawing:
+            drawn = drawing.submit(self._draw, work / "preview.png") if settings.picture else None
             with watch.stage("Writing"):
                 write_label_map(self.label_map, self.volume, work / "segmentation.nii.gz")
                 if settings.masks:
