@@ -22,12 +22,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
 from _plain import Plain
 from _report import report
+from viscera.heap import memory_kept
 from viscera.infer.runtime import vision_encoder
 from viscera.model.backbones.base import make_backbone
 from viscera.model.build import untrained
@@ -70,7 +72,7 @@ def run_one(name: str, form: str, out: str) -> dict[str, float]:
     if CPU_TIME:
         torch.set_num_threads(1)
     call, image, times = caller(name, form, SIDE), patch(SIDE), []
-    with torch.inference_mode():
+    with nullcontext() if form == "plain" else memory_kept(), torch.inference_mode():  # as `predict` does
         for _ in range(1 if CPU_TIME else CALLS):
             start = clock()
             logits = call(image)

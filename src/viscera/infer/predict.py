@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from viscera.errors import SettingError
+from viscera.heap import memory_kept
 from viscera.infer.collect import SoftMaskCollector
 from viscera.infer.memory import PASS_SLAB, Sizes, Tiling, chosen_tiling, padded_size
 from viscera.infer.prepare import Prepared
@@ -108,7 +109,7 @@ def predict(
         [config.thresholds.get(key, 0.5) for key in classes],
         [(keep_from or {}).get(key) for key in classes],
     )
-    with torch.inference_mode():
+    with memory_kept(), torch.inference_mode():
         for slab in _slabs(
             model, image, channels, settings, tiling(model, prepared, settings), prepared.reaches_body, progress
         ):

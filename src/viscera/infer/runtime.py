@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from viscera.errors import SettingError
-from viscera.model.backbones.blocks import with_parts
+from viscera.model.backbones.blocks import UpThenConv, with_each, with_parts
 from viscera.model.config import ModelConfig
 from viscera.model.norm import CPUGroupNorm
 from viscera.model.precision import Precision, computing_in
@@ -86,10 +86,13 @@ def vision_encoder(
 
 
 def _torch_encoder(model: UniversalModel, precision: Precision, device: torch.device) -> Encode:
-    on_cpu, last = device.type == "cpu", model.backbone.prefers_channels_last
+    on_cpu = device.type == "cpu"
     quick = fused(model, bf16=on_cpu and precision == "bf16")
+    last = quick.backbone.prefers_channels_last
     if on_cpu:
         quick = with_parts(quick, GAP=_cpu_norm_first(model.GAP), precls_conv=_cpu_norm_first(model.precls_conv))
+        if precision == "bf16":
+            quick = with_each(quick, _in_bf16)
     if last:
         quick = quick.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
@@ -101,6 +104,18 @@ def _torch_encoder(model: UniversalModel, precision: Precision, device: torch.de
         return features, embedding.float()
 
     return encode
+
+
+def _in_bf16(part: nn.Module) -> nn.Module | None:
+    """The same layer with weights in bfloat16, which autocast would convert for every window."""
+    if not isinstance(part, nn.Conv3d | nn.ConvTranspose3d | nn.Linear | UpThenConv):
+        return None
+    twin = with_parts(part)
+    twin._parameters = {
+        name: None if weight is None else nn.Parameter(weight.detach().bfloat16(), requires_grad=False)
+        for name, weight in part._parameters.items()
+    }
+    return twin
 
 
 def _cpu_norm_first(layers: nn.Sequential) -> nn.Sequential:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import mmap
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -46,18 +43,6 @@ def let_go(array: npt.NDArray[Any]) -> None:
     held = getattr(array, "_mmap", None) if isinstance(array, np.memmap) else None
     if held is not None and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
         held.madvise(mmap.MADV_DONTNEED)
-
-
-def give_back() -> None:
-    """Gives memory that was freed back to the system, of which glibc keeps a share for every thread."""
-    trim = getattr(_library(), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-
-
-@cache
-def _library() -> ctypes.CDLL | None:
-    return ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def in_slabs(array: npt.NDArray[Any]) -> Iterator[tuple[slice, npt.NDArray[Any]]]:

@@ -25,9 +25,9 @@ threshold_backward = torch.ops.aten.threshold_backward  # a gradient where the R
 
 WIDTH = 8  # channels between the head's layers, and of the features it works on
 PARAMETERS = WIDTH * WIDTH + WIDTH * WIDTH + WIDTH + WIDTH + WIDTH + 1  # 153
-# What is computed at once, so that the maps between the layers stay in a core's own cache: at most 32 classes, and as
-# many voxels as make 8 x 32 x 512 float32, 0.5 MB; larger ones are slower.
-_CLASSES, _LEAST_VOXELS, _MOST_VOXELS = 32, 512, 4096
+# What is computed at once: the maps between the layers stay in a core's own cache (8 x 8 x 4096 float32 are 1 MB), and
+# a thread is in Python, where the others wait for it, for a small part of the time only.
+_CLASSES, _LEAST_VOXELS, _MOST_VOXELS = 8, 4096, 32768
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,12 +18,13 @@ import torch
 
 from viscera import __version__
 from viscera.errors import ClassNameError, SettingError
+from viscera.heap import give_back
 from viscera.infer.collect import level_probabilities
 from viscera.infer.memory import Tiling, bytes_of
 from viscera.infer.predict import InferenceSettings, predict, tiling
 from viscera.infer.prepare import Prepared, prepare
 from viscera.infer.runtime import Runtime
-from viscera.io.aside import give_back, let_go, set_aside
+from viscera.io.aside import let_go, set_aside
 from viscera.io.grid import imaged_box, levels_on_scan, mask_on_scan
 from viscera.io.orientation import Reorientation, to_ras
 from viscera.io.read import read_volume

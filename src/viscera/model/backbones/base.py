@@ -69,7 +69,7 @@ class Backbone(nn.Module, ABC):
             )
 
 
-_NOT_BACKBONES = ("base", "blocks", "winograd")
+_NOT_BACKBONES = ("attention", "base", "blocks", "winograd")
 
 
 def backbone_names() -> list[str]:

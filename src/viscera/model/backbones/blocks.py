@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
@@ -96,3 +97,11 @@ def with_parts(module: Module, **parts: nn.Module) -> Module:
     twin = copy.copy(module)
     twin._modules = {**module._modules, **parts}
     return twin
+
+
+def with_each(module: Module, replace: Callable[[nn.Module], nn.Module | None]) -> Module:
+    """A module that shares everything with `module` but the parts, however deep, for which `replace` gives another; the
+    module itself if there is none."""
+    parts = {name: replace(part) or with_each(part, replace) for name, part in module.named_children()}
+    changed = {name: part for name, part in parts.items() if part is not module._modules[name]}
+    return with_parts(module, **changed) if changed else module

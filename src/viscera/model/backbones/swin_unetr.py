@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import torch
-from monai.networks.blocks import UnetrUpBlock
+from monai.networks.blocks import UnetResBlock, UnetrUpBlock
 from monai.networks.nets import SwinUNETR
-from monai.networks.nets.swin_unetr import PatchMergingV2
+from monai.networks.nets.swin_unetr import BasicLayer, PatchMergingV2
 from torch import nn
 
+from viscera.model.backbones.attention import QuickLayer
 from viscera.model.backbones.base import Backbone
-from viscera.model.backbones.blocks import UpJoinConv, with_parts
+from viscera.model.backbones.blocks import SampleNorm, UpJoinConv, with_each
+from viscera.model.backbones.winograd import with_winograd
 
 # Which of the eight voxels of a 2 x 2 x 2 cell the original merging joins, in order. It names two of them twice and
 # leaves two out, (1, 1, 0) and (0, 1, 1). The released weights were trained with it; MONAI's "merging" has moved on.
@@ -37,7 +39,25 @@ class FusedUp(nn.Module):
     def forward(self, coarse: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
         block = self.residual
         out: torch.Tensor = block.norm2(block.conv2(block.lrelu(block.norm1(self.join1(coarse, skip)))))
-        return block.lrelu(out + block.norm3(self.join3(coarse, skip)))
+        return block.lrelu(out.add_(block.norm3(self.join3(coarse, skip))))
+
+
+class FusedFirst(nn.Module):
+    """MONAI's residual block on the image for evaluation. A 1 x 1 x 1 convolution of one channel is that channel times
+    a number, so its instance norm needs the image's mean and variance alone."""
+
+    def __init__(self, block: UnetResBlock) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """[B, 1, X, Y, Z] -> [B, C, X, Y, Z]"""
+        block = self.block
+        out: torch.Tensor = block.norm2(block.conv2(block.lrelu(block.norm1(block.conv1(image)))))
+        variance, mean = torch.var_mean(image, (2, 3, 4), correction=0, keepdim=True)
+        factor = block.conv3.conv.weight.view(1, -1, 1, 1, 1)
+        factor = factor * (factor.square() * variance + block.norm3.eps).rsqrt()
+        return block.lrelu(out.addcmul_((image - mean).to(out), factor.to(out)))
 
 
 class SwinUNETRBackbone(Backbone):
@@ -46,8 +66,8 @@ class SwinUNETRBackbone(Backbone):
     bottleneck_channels = 768
     feature_channels = 48
     multiple = 32
-    minimum_voxels = 64  # 32 would leave one voxel at the bottleneck, which instance norm cannot normalise
     prefers_channels_last = False
+    minimum_voxels = 64  # 32 would leave one voxel at the bottleneck, which instance norm cannot normalise
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,8 +87,22 @@ class SwinUNETRBackbone(Backbone):
         return deepest, self.decoder1(x, self.encoder1(image))
 
     def fused(self, *, bf16: bool = False) -> Backbone:
-        blocks = {name: part for name, part in self.named_children() if isinstance(part, UnetrUpBlock)}
-        return with_parts(self, **{name: FusedUp(block) for name, block in blocks.items()})
+        quick = with_each(self, _replacement)
+        quick.prefers_channels_last = bf16
+        return with_winograd(quick) if bf16 else quick
+
+
+def _replacement(part: nn.Module) -> nn.Module | None:
+    """What takes the place of one of MONAI's parts in evaluation."""
+    if isinstance(part, UnetrUpBlock):
+        return with_each(FusedUp(part), _replacement)
+    if isinstance(part, UnetResBlock) and part.conv1.conv.in_channels == 1:
+        return FusedFirst(with_each(part, _replacement))
+    if isinstance(part, BasicLayer):
+        return QuickLayer(part)
+    if isinstance(part, nn.InstanceNorm3d):
+        return SampleNorm(part.num_features, part.eps)
+    return None
 
 
 def build() -> Backbone:

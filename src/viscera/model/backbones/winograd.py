@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from viscera.model.backbones.blocks import Module, with_parts
+from viscera.model.backbones.blocks import Module, with_each
 
 _PAIRS = 4  # pairs of planes at a time: what they make stays in the processor's cache
 _FILTERS = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))  # rows: what m0 ... m3 take of g0, g1, g2
@@ -65,13 +65,11 @@ class WinogradConv(nn.Module):
 
 def with_winograd(module: Module) -> Module:
     """The same module with its convolutions of 3 x 3 x 3 of many channels replaced; the rest is shared."""
-    parts = {name: _replaced(part) for name, part in module.named_children()}
-    return with_parts(module, **parts)
+    return with_each(module, _replacement)
 
 
-def _replaced(part: nn.Module) -> nn.Module:
-    if not isinstance(part, nn.Conv3d):
-        return with_winograd(part)
-    plain = part.stride == part.padding == part.dilation == (1, 1, 1) and part.groups == 1
-    fits = plain and part.kernel_size == (3, 3, 3) and min(part.in_channels, part.out_channels) >= 32
-    return WinogradConv(part) if fits else part
+def _replacement(part: nn.Module) -> nn.Module | None:
+    if not isinstance(part, nn.Conv3d) or part.kernel_size != (3, 3, 3) or part.groups != 1:
+        return None
+    plain = part.stride == part.padding == part.dilation == (1, 1, 1)
+    return WinogradConv(part) if plain and min(part.in_channels, part.out_channels) >= 32 else None
