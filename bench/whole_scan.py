@@ -128,7 +128,7 @@ def run_ours(name: str, scan: Path, out: Path) -> dict[str, Any]:
 def warm_up(name: str, _scan: Path, _out: Path) -> dict[str, Any]:
     """In a child process: what a runtime does once for all scans (export and keep)."""
     model = model_of(name)
-    settings = InferenceSettings().resolved(model.config)
+    settings = InferenceSettings().resolved()
     vision_encoder(
         model,
         model.config.inference.patch_voxels,

@@ -13,7 +13,7 @@ import viscera.infer.runtime as runtime
 from viscera.errors import SettingError
 from viscera.infer.predict import InferenceSettings, predict
 from viscera.infer.prepare import Prepared
-from viscera.infer.runtime import resolved_runtime, vision_encoder
+from viscera.infer.runtime import vision_encoder
 from viscera.model.build import build
 from viscera.model.config import packaged_config
 from viscera.shapes import Box
@@ -107,16 +107,8 @@ def test_only_the_newest_exports_stay(model, cache, monkeypatch):
     assert len(list(cache.iterdir())) == 1
 
 
-def test_auto_takes_openvino_only_for_windows_of_swin_unetr_on_a_processor(monkeypatch):
-    swin, unet = packaged_config("swin_unetr"), packaged_config("unet")
-    whole = replace(swin, inference=replace(swin.inference, mode="whole"))
-    monkeypatch.setattr(runtime, "has_openvino", lambda: True)
-    assert resolved_runtime("auto", CPU, swin) == "openvino"
-    assert resolved_runtime("auto", CPU, unet) == "torch"
-    assert resolved_runtime("auto", CPU, whole) == "torch"
-    assert resolved_runtime("auto", torch.device("cuda"), swin) == "torch"
-    monkeypatch.setattr(runtime, "has_openvino", lambda: False)
-    assert resolved_runtime("auto", CPU, swin) == "torch"
+def test_auto_is_torch():
+    assert InferenceSettings(device="cpu").resolved().runtime == "torch"
 
 
 def test_openvino_where_it_is_not_installed_is_an_error_with_the_way_out(monkeypatch):

@@ -37,14 +37,12 @@ Model = Annotated[
 ]
 Precision = Annotated[
     PrecisionName,
-    typer.Option(help="fp32 (exact), bf16 (about twice as fast), or auto: bf16 where the processor has it."),
+    typer.Option(help="fp32 (exact), bf16 (several times as fast), or auto: bf16 where the processor has it."),
 ]
 RuntimeName = Literal["auto", "torch", "openvino"]
 Runtime = Annotated[
     RuntimeName,
-    typer.Option(
-        help="What computes the network; auto: torch, or OpenVINO for Swin UNETR on a processor where it is installed."
-    ),
+    typer.Option(help="What computes the network; auto: torch. OpenVINO (on a processor) must be installed."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")]

@@ -12,10 +12,9 @@ from viscera.heap import memory_kept
 from viscera.infer.collect import SoftMaskCollector
 from viscera.infer.memory import PASS_SLAB, Sizes, Tiling, chosen_tiling, padded_size
 from viscera.infer.prepare import Prepared
-from viscera.infer.runtime import Encode, Runtime, check_runtime, resolved_runtime, vision_encoder
+from viscera.infer.runtime import Encode, Runtime, check_runtime, vision_encoder
 from viscera.infer.window import Progress, Slab, class_groups, stream_windows
 from viscera.masks import MaskSet
-from viscera.model.config import ModelConfig
 from viscera.model.precision import Precision, resolved_precision
 from viscera.model.universal import UniversalModel
 from viscera.shapes import Box, Triple, triple
@@ -28,7 +27,7 @@ class InferenceSettings:
     precision  "fp32" is exact; "bf16" is about twice as fast where the processor has it; "auto" takes bf16 there
     overlap    part of a window shared with its neighbour, 0 <= overlap < 1
     device     "auto" (a CUDA device if there is one, else the CPU), "cpu", "cuda", "cuda:1", "mps"
-    runtime    "torch", "openvino" (on a CPU), or "auto": see `viscera.infer.runtime.resolved_runtime`
+    runtime    "torch", "openvino" (on a CPU), or "auto": torch, in which our layers are quicker (bench/runtimes.py)
     max_memory_bytes  what the process may take while it segments one scan: see `viscera.infer.memory`; None: no limit
     """
 
@@ -46,10 +45,8 @@ class InferenceSettings:
         if self.max_memory_bytes is not None and self.max_memory_bytes <= 0:
             raise SettingError(f"The memory allowed is {self.max_memory_bytes} bytes; it must be more than 0.")
 
-    def resolved(self, config: ModelConfig | None = None) -> InferenceSettings:
+    def resolved(self) -> InferenceSettings:
         """The same with "auto" replaced by what this machine has.
-
-        config  of the model to run; without it the runtime is checked and left as it is
 
         Raises SettingError for a device or runtime that cannot be used here.
         """
@@ -63,14 +60,14 @@ class InferenceSettings:
             raise SettingError(f"The device {device!r} cannot be used here ({reason}). Try --device cpu.") from error
         place = torch.device(device)
         check_runtime(self.runtime, place)
-        runtime = self.runtime if config is None else resolved_runtime(self.runtime, place, config)
+        runtime: Runtime = "torch" if self.runtime == "auto" else self.runtime
         return replace(self, device=device, precision=resolved_precision(self.precision, place), runtime=runtime)
 
 
 def tiling(model: UniversalModel, prepared: Prepared, settings: InferenceSettings) -> Tiling:
     """How `predict` will go over a scan. Raises SettingError if the memory allowed is too little."""
     inference = model.config.inference
-    settings = settings.resolved(model.config)
+    settings = settings.resolved()
     return chosen_tiling(
         model,
         Sizes(prepared.scan_shape, prepared.grid_shape, prepared.box.shape),
@@ -99,7 +96,7 @@ def predict(
     Deterministic on a CPU. Only what is asked for is computed, and no class depends on which others are asked for.
     """
     config = model.config
-    settings = (settings or InferenceSettings()).resolved(config)
+    settings = (settings or InferenceSettings()).resolved()
     channels = [config.classes.index(key) for key in classes]
     device = torch.device(settings.device)
     model = model.to(device).eval()

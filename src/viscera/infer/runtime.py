@@ -15,7 +15,6 @@ from torch import nn
 
 from viscera.errors import SettingError
 from viscera.model.backbones.blocks import UpThenConv, with_each, with_parts
-from viscera.model.config import ModelConfig
 from viscera.model.norm import CPUGroupNorm
 from viscera.model.precision import Precision, computing_in
 from viscera.model.universal import UniversalModel
@@ -25,7 +24,6 @@ Runtime = Literal["auto", "torch", "openvino"]
 Encode = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """image [1, 1, X, Y, Z] in [0, 1] -> features [1, 8, X, Y, Z] and image embedding [1, 256]"""
 
-_QUICKER_IN_OPENVINO = ("swin_unetr",)  # backbones
 _WAY_OUT = "Install it with: pip install 'viscera[openvino]', or use --runtime torch."
 
 
@@ -44,21 +42,6 @@ def check_runtime(runtime: str, device: torch.device) -> None:
         raise SettingError(f"--runtime openvino needs the package openvino, which is not installed. {_WAY_OUT}")
     if device.type != "cpu":
         raise SettingError(f"--runtime openvino computes on the processor, not on {device}: use --device cpu with it.")
-
-
-def resolved_runtime(runtime: Runtime, device: torch.device, config: ModelConfig) -> Runtime:
-    """The runtime with "auto" replaced: torch, but OpenVINO, where it is installed, for windows of Swin UNETR on a
-    processor.
-
-    Our layers make the U-Net quicker in torch than in OpenVINO, and it needs less memory (bench/runtimes.py). A network
-    that takes a scan in one pass stays with torch too: every scan has a size of its own, and exporting and compiling
-    for it takes longer than OpenVINO gains.
-    """
-    check_runtime(runtime, device)
-    if runtime != "auto":
-        return runtime
-    gains = config.backbone in _QUICKER_IN_OPENVINO and config.inference.mode != "whole"
-    return "openvino" if gains and device.type == "cpu" and has_openvino() else "torch"
 
 
 def fused(model: UniversalModel, *, bf16: bool = False) -> UniversalModel:

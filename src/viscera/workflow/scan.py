@@ -451,7 +451,7 @@ def describe(masked: Masked, model: UniversalModel, settings: SegmentSettings, w
         },
         request=asked_for,
         used={
-            **asdict(settings.inference.resolved(model.config)),
+            **asdict(settings.inference.resolved()),
             "window_voxels": masked.tiling.window,  # null: one pass
             "region_voxels": masked.region.box.shape,
         },

@@ -1,0 +1,45 @@
+"""Freed memory stays with the process while it is asked to, and not longer."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from viscera.heap import give_back, memory_kept
+
+PROGRAM = """
+import numpy as np, resource
+from viscera.heap import memory_kept
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        np.ones(50_000_000, np.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+
+usual, before = faults(), resident()
+with memory_kept():
+    kept = faults()
+    held = resident() - before
+print(usual, kept, held, resident() - before, faults())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc only")
+def test_memory_is_used_again_within_and_given_back_after():
+    done = subprocess.run([sys.executable, "-c", PROGRAM], check=True, capture_output=True, text=True)
+    usual, kept, held, after, again = map(int, done.stdout.split())
+    assert kept < 0.5 * usual  # the first array has to be fetched
+    assert held > 40_000_000 and after < 10_000_000
+    assert again > 0.5 * usual
+
+
+def test_elsewhere_it_does_nothing(monkeypatch):
+    monkeypatch.setattr("viscera.heap._library", lambda: None)
+    with memory_kept():
+        give_back()
