@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from viscera.model.backbones.base import make_backbone
-from viscera.model.backbones.blocks import UpJoinConv, UpThenConv, with_parts
+from viscera.model.backbones.blocks import ConvOfImage, UpJoinConv, UpThenConv, with_parts
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -74,3 +74,15 @@ def test_other_parts_are_shared():
     pair = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
     other = with_parts(pair, **{"1": nn.ReLU()})
     assert other[0] is pair[0] and isinstance(other[1], nn.ReLU) and isinstance(pair[1], nn.Linear)
+
+
+def test_a_network_in_bfloat16_sees_the_image_as_it_is():
+    """Two voxels a thousandth apart: in bfloat16 both are 0.5."""
+    conv = nn.Conv3d(1, 1, 1)
+    nn.init.constant_(conv.weight, 1.0)
+    nn.init.constant_(conv.bias, -0.5)
+    image = torch.tensor([0.5, 0.5 + 2**-10]).view(1, 1, 2, 1, 1)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded, found = conv(image), ConvOfImage(conv)(image)
+    assert rounded.flatten().tolist() == [0, 0]
+    assert found.dtype == torch.bfloat16 and found.flatten().tolist() == [0, 2**-10]

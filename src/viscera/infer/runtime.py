@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from viscera.errors import SettingError
-from viscera.model.backbones.blocks import UpThenConv, with_each, with_parts
+from viscera.model.backbones.blocks import ConvOfImage, UpThenConv, with_each, with_parts
 from viscera.model.norm import CPUGroupNorm
 from viscera.model.precision import Precision, computing_in
 from viscera.model.universal import UniversalModel
@@ -74,8 +74,8 @@ def _torch_encoder(model: UniversalModel, precision: Precision, device: torch.de
     last = quick.backbone.prefers_channels_last
     if on_cpu:
         quick = with_parts(quick, GAP=_cpu_norm_first(model.GAP), precls_conv=_cpu_norm_first(model.precls_conv))
-        if precision == "bf16":
-            quick = with_each(quick, _in_bf16)
+    if precision == "bf16":
+        quick = with_each(quick, _in_bf16)
     if last:
         quick = quick.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
@@ -90,7 +90,10 @@ def _torch_encoder(model: UniversalModel, precision: Precision, device: torch.de
 
 
 def _in_bf16(part: nn.Module) -> nn.Module | None:
-    """The same layer with weights in bfloat16, which autocast would convert for every window."""
+    """The same layer with weights in bfloat16, which autocast would convert for every window; that of the image stays
+    in float32."""
+    if isinstance(part, nn.Conv3d) and part.in_channels == 1:
+        return ConvOfImage(part)
     if not isinstance(part, nn.Conv3d | nn.ConvTranspose3d | nn.Linear | UpThenConv):
         return None
     twin = with_parts(part)

@@ -92,6 +92,23 @@ class UpJoinConv(nn.Module):
         return out.add_(self.of_skip(skip))
 
 
+class ConvOfImage(nn.Module):
+    """A convolution of the image in float32, for a network that computes in bfloat16: [B, 1, X, Y, Z] -> bfloat16.
+
+    bfloat16 has steps of a 256th: over a window of some hundred HU that is more than scans differ by at faint borders,
+    and no layer after it can tell what was lost. One channel costs next to nothing in float32.
+    """
+
+    def __init__(self, conv: nn.Conv3d) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(image.device.type, enabled=False):
+            out: torch.Tensor = self.conv(image.float())
+        return out.bfloat16()
+
+
 def with_parts(module: Module, **parts: nn.Module) -> Module:
     """A module that shares everything with `module` but the named parts."""
     twin = copy.copy(module)

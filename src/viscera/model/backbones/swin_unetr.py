@@ -49,13 +49,14 @@ class FusedFirst(nn.Module):
     def __init__(self, block: UnetResBlock) -> None:
         super().__init__()
         self.block = block
+        self.weight = block.conv3.conv.weight
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """[B, 1, X, Y, Z] -> [B, C, X, Y, Z]"""
         block = self.block
         out: torch.Tensor = block.norm2(block.conv2(block.lrelu(block.norm1(block.conv1(image)))))
         variance, mean = torch.var_mean(image, (2, 3, 4), correction=0, keepdim=True)
-        factor = block.conv3.conv.weight.view(1, -1, 1, 1, 1)
+        factor = self.weight.view(1, -1, 1, 1, 1)
         factor = factor * (factor.square() * variance + block.norm3.eps).rsqrt()
         return block.lrelu(out.addcmul_((image - mean).to(out), factor.to(out)))
 
