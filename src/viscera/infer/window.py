@@ -185,9 +185,9 @@ def _averaged(
             weights[there] += weight[..., own]
             pieces.append((item.encoded, there, own))
     unreached = weights == 0 if float(weights.min()) == 0 else None
+    shares = [weight[..., own] / weights[there] for _, there, own in pieces]
     for chosen in class_groups(classes, weights.numel(), buffer_values):
         sums = torch.zeros(chosen.stop - chosen.start, *plane, device=weight.device)
-        for encoded, there, own in pieces:
-            sums[:, *there].addcmul_(decode(encoded, chosen, own), weight[..., own])
-        sums.div_(weights)
+        for (encoded, there, own), share in zip(pieces, shares, strict=True):
+            sums[:, *there].addcmul_(decode(encoded, chosen, own), share)
         yield chosen.start, sums if unreached is None else sums.masked_fill_(unreached, float("-inf"))
