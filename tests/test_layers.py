@@ -11,7 +11,7 @@ import viscera
 
 PACKAGE = Path(viscera.__file__).parent
 ORDER = [
-    ("errors", "shapes"),
+    ("errors", "heap", "shapes"),
     ("masks", "settings", "taxonomy"),
     ("components",),
     ("names",),
