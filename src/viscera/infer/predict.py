@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from viscera.errors import SettingError
-from viscera.heap import give_back, memory_kept
+from viscera.heap import memory_kept
 from viscera.infer.collect import SoftMaskCollector
 from viscera.infer.memory import PASS_SLAB, Sizes, Tiling, chosen_tiling, padded_size
 from viscera.infer.prepare import Prepared
@@ -110,8 +110,6 @@ def predict(
         for slab in _slabs(
             model, image, channels, settings, tiling(model, prepared, settings), prepared.reaches_body, progress
         ):
-            if slab.first_class == 0:
-                give_back()  # what lies free between masks that stay
             collector.add(slab)
     masks = {
         key: soft if soft.box.is_empty else replace(soft, box=soft.box.shifted(prepared.box.start))
