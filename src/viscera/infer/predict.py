@@ -24,7 +24,7 @@ from viscera.shapes import Box, Triple, triple
 class InferenceSettings:
     """How to run a network. `None` means: as the model's checkpoint says.
 
-    precision  "fp32" is exact; "bf16" is about twice as fast where the processor has it; "auto" takes bf16 there
+    precision  "fp32" is exact; "bf16" is several times as fast where the processor has it; "auto" takes bf16 there
     overlap    part of a window shared with its neighbour, 0 <= overlap < 1
     device     "auto" (a CUDA device if there is one, else the CPU), "cpu", "cuda", "cuda:1", "mps"
     runtime    "torch", "openvino" (on a CPU), or "auto": torch, in which our layers are quicker (bench/runtimes.py)
