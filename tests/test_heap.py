@@ -6,8 +6,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from viscera.heap import give_back, memory_kept
+from viscera.heap import apart, give_back, memory_kept
 
 PROGRAM = """
 import numpy as np, resource
@@ -43,3 +44,39 @@ def test_elsewhere_it_does_nothing(monkeypatch):
     monkeypatch.setattr("viscera.heap._library", lambda: None)
     with memory_kept():
         give_back()
+
+
+APART = """
+import gc, torch
+from viscera.heap import apart, memory_kept
+
+def resident():
+    import resource
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+
+torch.ones(10).sum()
+with memory_kept():
+    before = resident()
+    kept = [apart(torch.ones(2_000_000, dtype=torch.uint8)) for _ in range(30)]
+    held = resident() - before
+    del kept[::2]  # holes that are given back though memory is kept
+    gc.collect()
+    print(held, resident() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_apart_goes_back_at_once():
+    done = subprocess.run([sys.executable, "-c", APART], check=True, capture_output=True, text=True)
+    held, after = map(int, done.stdout.split())
+    assert held > 55_000_000 and after < held - 25_000_000
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("side", [2, 96])
+def test_a_copy_apart_is_a_copy(dtype, side):
+    tensor = torch.arange(side**3).reshape(side, side, side).to(dtype).permute(2, 0, 1)[1:]
+    copy = apart(tensor)
+    assert copy.is_contiguous() and torch.equal(copy, tensor)
+    copy.zero_()
+    assert tensor.any()

@@ -11,7 +11,7 @@ import viscera
 
 PACKAGE = Path(viscera.__file__).parent
 ORDER = [
-    ("errors", "heap", "shapes"),
+    ("errors", "heap", "shapes", "threads"),
     ("masks", "settings", "taxonomy"),
     ("components",),
     ("names",),

@@ -93,13 +93,16 @@ class Box:
         """The smallest box around the True (non-zero) voxels of `mask` [X, Y, Z]; empty at the origin if none."""
         import numpy as np
 
-        # Reduce the last (contiguous) axis first: it is the cheap one.
+        # Reduce the axis with the longest steps first: whole rows of memory are or-ed at once.
         voxels: Any = np.asarray(mask, bool)
-        xy = voxels.any(axis=2)
-        spans = [np.flatnonzero(xy.any(axis=1)), np.flatnonzero(xy.any(axis=0))]
-        if spans[0].size == 0:
+        order = sorted(range(3), key=lambda axis: -abs(voxels.strides[axis]))
+        ordered = voxels.transpose(order)
+        plane = ordered.any(axis=0)
+        second, third = (np.flatnonzero(plane.any(axis=axis)) for axis in (1, 0))
+        if second.size == 0:
             return Box((0, 0, 0), (0, 0, 0))
-        inner = voxels[spans[0][0] : spans[0][-1] + 1, spans[1][0] : spans[1][-1] + 1]
-        spans.append(np.flatnonzero(inner.any(axis=(0, 1))))
-        x, y, z = ((int(s[0]), int(s[-1]) + 1) for s in spans)
-        return Box((x[0], y[0], z[0]), (x[1], y[1], z[1]))
+        inner = ordered[:, second[0] : second[-1] + 1, third[0] : third[-1] + 1]
+        spans = dict(zip(order, (np.flatnonzero(inner.any(axis=(1, 2))), second, third), strict=True))
+        return Box(
+            triple(int(spans[axis][0]) for axis in range(3)), triple(int(spans[axis][-1]) + 1 for axis in range(3))
+        )

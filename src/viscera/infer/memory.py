@@ -20,7 +20,7 @@ from math import prod
 from typing import Any
 
 from viscera.errors import SettingError
-from viscera.infer.window import BUFFER_VALUES, window_starts
+from viscera.infer.window import BUFFER_VALUES, SLAB, window_starts
 from viscera.io.aside import ASIDE_BYTES
 from viscera.model.universal import UniversalModel
 from viscera.shapes import Triple, triple
@@ -37,7 +37,6 @@ _LABEL_BYTES = 1  # a voxel of the scan in the label map
 _LARGEST_CLASS_BYTES = 2  # a voxel of the scan while the largest class is brought back to it and measured
 
 LARGEST_PASS_VOXELS = 16_000_000  # a larger scan goes through windows; at 3 mm these are 0.43 cubic metres
-PASS_SLAB = 32  # slices of a one-pass answer that are decoded at once
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ def _at_work(model: UniversalModel, image: Triple, tiling: Tiling, overlap: floa
     each: int = table.get(model.config.backbone, table["other"])[precision]
     kept = _FEATURES * (2 if precision == "bf16" else 4)
     if tiling.window is None:
-        slab, waiting = PASS_SLAB, 0
+        slab, waiting = SLAB, 0
         voxels = prod(padded_size(image, model.backbone.multiple, model.backbone.minimum_voxels))
     else:
         voxels = prod(tiling.window)

@@ -41,7 +41,7 @@ class WholeModel(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         features, embedding = self.model.encode(image)
-        heads = HeadWeights.from_parameters(self.model.head_parameters(embedding, self.channels)[0])
+        heads = HeadWeights.from_parameters(self.model.head_parameters(embedding, self.channels)[0]).quick()
         return heads(features[0].flatten(1)).view(1, len(self.channels), *image.shape[2:])
 
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from viscera.errors import SettingError
-from viscera.heap import memory_kept
+from viscera.heap import apart, memory_kept
 from viscera.infer.collect import SoftMaskCollector
-from viscera.infer.memory import PASS_SLAB, Sizes, Tiling, chosen_tiling, padded_size
+from viscera.infer.memory import Sizes, Tiling, chosen_tiling, padded_size
 from viscera.infer.prepare import Prepared
 from viscera.infer.runtime import Encode, Runtime, check_runtime, vision_encoder
-from viscera.infer.window import Progress, Slab, class_groups, stream_windows
+from viscera.infer.window import SLAB, Progress, Slab, class_groups, stream_windows
 from viscera.masks import MaskSet
 from viscera.model.precision import Precision, resolved_precision
 from viscera.model.universal import UniversalModel
@@ -132,6 +132,10 @@ def _slabs(
 
     encode = _encoder(model, plan.window, settings)
 
+    def keep(encoded: tuple[torch.Tensor, torch.Tensor], z: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        features, embedding = encoded
+        return apart(features[..., z]), embedding
+
     def decode(encoded: tuple[torch.Tensor, torch.Tensor], classes: slice, z: slice) -> torch.Tensor:
         features, embedding = encoded
         return model.decode(features[..., z], embedding, channels[classes])[0]
@@ -140,6 +144,7 @@ def _slabs(
     return stream_windows(
         image,
         encode,
+        keep,
         decode,
         len(channels),
         plan.window,
@@ -170,11 +175,11 @@ def _one_pass(
     sides = [side for n, p in zip(reversed(size), reversed(padded), strict=True) for side in (0, p - n)]
     whole = torch.nn.functional.pad(image, sides)[None]
     features, embedding = _encoder(model, padded, settings)(whole)
-    total = -(-size[2] // PASS_SLAB) + 1
+    total = -(-size[2] // SLAB) + 1
     if progress is not None:
         progress(1, total)
-    for step, z in enumerate(range(0, size[2], PASS_SLAB), start=2):
-        part = features[:, :, : size[0], : size[1], z : min(z + PASS_SLAB, size[2])]
+    for step, z in enumerate(range(0, size[2], SLAB), start=2):
+        part = features[:, :, : size[0], : size[1], z : min(z + SLAB, size[2])]
         for group in class_groups(len(channels), part[0, 0].numel(), buffer_values):
             yield Slab(z, model.decode(part, embedding, channels[group])[0], group.start)
         if progress is not None:

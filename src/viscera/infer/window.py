@@ -28,12 +28,14 @@ from viscera.shapes import Box, Triple, triple
 
 Encoded = TypeVar("Encoded")
 Encoder = Callable[[torch.Tensor], Encoded]  # a window [1, C, *window] -> whatever `Decoder` needs of it
+Keeper = Callable[[Encoded, slice], Encoded]  # (encoded, z) -> the same for these slices, as small as it can wait
 Decoder = Callable[[Encoded, slice, slice], torch.Tensor]  # (encoded, classes, z) -> logits [k, x, y, slices]
 Progress = Callable[[int, int], None]  # (windows done, windows in all)
 
 SIGMA_SCALE = 0.125  # the Gaussian's sigma as a part of the window (nnU-Net, MONAI)
 SMALLEST_WEIGHT = 1e-3  # no voxel of a window counts for nothing (MONAI)
-BUFFER_VALUES = 1 << 24  # logits made at once; 67 MB as float32
+BUFFER_VALUES = 1 << 23  # logits made at once; 34 MB as float32
+SLAB = 24  # slices that are finished at once
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,24 @@ class Slab:
 
 @dataclass(frozen=True, eq=False)
 class _Window(Generic[Encoded]):
+    """A window whose answer is not final everywhere.
+
+    start    its first voxel in the image
+    z        the slices of the image that `encoded` stands for, at the window's upper end
+    """
+
     start: Triple
+    z: slice
     encoded: Encoded
+
+    def without(self, below: int, keep: Keeper[Encoded]) -> _Window[Encoded]:
+        """The same without the slices below `below`, which are final."""
+        rest = slice(below, self.z.stop)
+        return _Window(self.start, rest, keep(self.encoded, self.own(rest)))
+
+    def own(self, z: slice) -> slice:
+        """Slices of the image as slices of `encoded`."""
+        return slice(z.start - self.z.start, z.stop - self.z.start)
 
 
 def window_starts(length: int, window: int, overlap: float) -> list[int]:
@@ -83,6 +101,7 @@ def class_groups(classes: int, voxels: int, buffer_values: int) -> Iterator[slic
 def stream_windows(
     image: torch.Tensor,
     encode: Encoder[Encoded],
+    keep: Keeper[Encoded],
     decode: Decoder[Encoded],
     classes: int,
     window: Triple,
@@ -98,6 +117,7 @@ def stream_windows(
 
     image      [C, X, Y, Z]; an axis shorter than the window is padded with `pad_value` on both sides
     encode     called once per window
+    keep       called when a window begins to wait for its neighbours, and whenever slices of it are final
     decode     gives logits of some classes in some slices of a window; they are averaged as float32
     overlap    part of a window that the next one shares, 0 <= overlap < 1
     wanted     whether a window (its box in the image) is worth computing; all by default. Where no wanted window
@@ -124,19 +144,20 @@ def stream_windows(
     for position, (z, places) in enumerate(rows):
         for x, y in places:
             part = image[None, :, x : x + window[0], y : y + window[1], z : z + window[2]]
-            alive.append(_Window((x, y, z), encode(part)))
+            alive.append(_Window((x, y, z), slice(z, z + window[2]), keep(encode(part), slice(0, window[2]))))
             done += 1
             if progress is not None:
                 progress(done, total)
         end = rows[position + 1][0] if position + 1 < len(rows) else padded[2]
         first, stop = max(z, before[2]), min(end, before[2] + size[2])
-        if first < stop:
-            for first_class, logits in _averaged(
-                alive, decode, classes, weight, padded, slice(first, stop), buffer_values
-            ):
+        for low in range(first, stop, SLAB):
+            final = slice(low, min(low + SLAB, stop))
+            for first_class, logits in _averaged(alive, decode, classes, weight, padded, final, buffer_values):
                 inside = logits[:, before[0] : before[0] + size[0], before[1] : before[1] + size[1]]
-                yield Slab(first - before[2], inside, first_class)
-        alive = [item for item in alive if item.start[2] + window[2] > end]
+                yield Slab(low - before[2], inside, first_class)
+        alive = [item for item in alive if item.z.stop > end]
+        for place in range(len(alive)):  # one by one, so that what is final is freed before the next is copied
+            alive[place] = alive[place].without(end, keep)
 
 
 def _plan(
@@ -178,16 +199,16 @@ def _averaged(
     weights = torch.zeros(plane, device=weight.device)
     for item in alive:
         x, y, start = item.start
-        low, high = max(z.start, start), min(z.stop, start + window[2])
+        low, high = max(z.start, item.z.start), min(z.stop, item.z.stop)
         if low < high:
             there = (slice(x, x + window[0]), slice(y, y + window[1]), slice(low - z.start, high - z.start))
-            own = slice(low - start, high - start)
-            weights[there] += weight[..., own]
-            pieces.append((item.encoded, there, own))
+            own = weight[..., low - start : high - start]
+            weights[there] += own
+            pieces.append((item, slice(low, high), there, own))
     unreached = weights == 0 if float(weights.min()) == 0 else None
-    shares = [weight[..., own] / weights[there] for _, there, own in pieces]
+    shares = [own / weights[there] for _, _, there, own in pieces]
     for chosen in class_groups(classes, weights.numel(), buffer_values):
         sums = torch.zeros(chosen.stop - chosen.start, *plane, device=weight.device)
-        for (encoded, there, own), share in zip(pieces, shares, strict=True):
-            sums[:, *there].addcmul_(decode(encoded, chosen, own), share)
+        for (item, slices, there, _), share in zip(pieces, shares, strict=True):
+            sums[:, *there].addcmul_(decode(item.encoded, chosen, item.own(slices)), share)
         yield chosen.start, sums if unreached is None else sums.masked_fill_(unreached, float("-inf"))

@@ -3,23 +3,20 @@
 The three layers are 1 x 1 x 1 convolutions, so a voxel's answer needs only that voxel's eight features. That makes the
 head a matrix product over voxels: for K classes one product 8 -> 8K, then two batched ones, over chunks of voxels and
 groups of classes small enough to stay in the processor's cache. A chunk belongs to one thread from its first product to
-its last: were every product shared between the threads, they would wait for each other thousands of times, and long
-where other programs run too. Repeating the feature map once per class and calling grouped convolutions, the direct way,
-gives the same numbers many times slower (bench/head.py).
+its last. Repeating the feature map once per class and calling grouped convolutions, the direct way, gives the same
+numbers many times slower (bench/head.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-Task = TypeVar("Task")
+from viscera.threads import in_threads
 
 threshold_backward = torch.ops.aten.threshold_backward  # a gradient where the ReLU let it pass
 
@@ -60,12 +57,15 @@ class HeadWeights:
             b3.reshape(-1, 1, 1),
         )
 
-    def __call__(self, features: torch.Tensor) -> torch.Tensor:
-        """features [8, V] of V voxels -> logits [K, V]."""
+    def quick(self) -> QuickHeads:
+        """The same function with fewer passes over the maps between the layers.
+
+        relu(W x + b) = max(W x, -b) + b, and that last b is a constant: the next layer's bias takes it up.
+        """
         k = self.weight2.shape[0]
-        x = torch.addmm(self.bias1, self.weight1, features).relu_().view(k, WIDTH, -1)
-        x = torch.baddbmm(self.bias2, self.weight2, x).relu_()
-        return torch.baddbmm(self.bias3, self.weight3, x)[:, 0]
+        bias2 = self.bias2 + self.weight2 @ self.bias1.view(k, WIDTH, 1)
+        bias3 = self.bias3 + self.weight3 @ bias2
+        return QuickHeads(self.weight1, -self.bias1, self.weight2, -bias2, self.weight3, bias3[:, 0])
 
     def backward(self, features: torch.Tensor, gradient: torch.Tensor, sums: HeadWeights) -> torch.Tensor:
         """The chain rule by hand: gradient [K, V] of the logits -> [8, V] of the features; adds those of the layers to
@@ -92,10 +92,33 @@ class HeadWeights:
         return torch.cat([part.reshape(k, -1) for part in parts], 1)
 
 
+@dataclass(frozen=True, eq=False)
+class QuickHeads:
+    """What `HeadWeights.quick` makes of K class heads.
+
+    weight1, least1   [8K, 8] and [8K, 1]: the first layer, and what its outputs are raised to
+    weight2, least2   [K, 8, 8] and [K, 8, 1]
+    weight3, bias3    [K, 1, 8] and [K, 1]
+    """
+
+    weight1: torch.Tensor
+    least1: torch.Tensor
+    weight2: torch.Tensor
+    least2: torch.Tensor
+    weight3: torch.Tensor
+    bias3: torch.Tensor
+
+    def __call__(self, features: torch.Tensor) -> torch.Tensor:
+        """features [8, V] of V voxels -> logits [K, V]."""
+        x = (self.weight1 @ features).clamp_min_(self.least1).view(-1, WIDTH, features.shape[1])
+        x = (self.weight2 @ x).clamp_min_(self.least2)
+        return (self.weight3 @ x)[:, 0].add_(self.bias3)
+
+
 def apply_heads(features: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
     """The logits of K classes for one sample.
 
-    features    float32 [8, X, Y, Z]
+    features    [8, X, Y, Z] in any precision; computed with in float32
     parameters  float32 [K, 153], one row a class
 
     Returns float32 [K, X, Y, Z]. Needs its output and about 10 MB more, with gradients too: the head's inner maps are
@@ -111,22 +134,22 @@ class _Heads(Function):
     @staticmethod
     def forward(ctx: FunctionCtx, features: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(features, parameters)
-        groups = _groups(parameters)
-        logits = features.new_empty((parameters.shape[0], features.shape[1]))
+        groups = [(classes, heads.quick()) for classes, heads in _groups(parameters)]
+        logits = parameters.new_empty((parameters.shape[0], features.shape[1]))
 
-        def fill(task: tuple[slice, slice, HeadWeights]) -> None:
-            voxels, classes, heads = task
-            logits[classes, voxels] = heads(features[:, voxels])
+        def fill(voxels: slice) -> None:
+            chunk = features[:, voxels].to(parameters.dtype)
+            for classes, heads in groups:
+                logits[classes, voxels] = heads(chunk)
 
-        tasks = [(voxels, *group) for voxels in _chunks(features, parameters) for group in groups]
-        _in_threads(fill, tasks, features.device)
+        in_threads(fill, _chunks(features, parameters), features.device)
         return logits
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         features, parameters = ctx.saved_tensors
-        groups, of_features = _groups(parameters), torch.zeros_like(features)
+        groups, of_features = _groups(parameters), torch.zeros_like(features, dtype=parameters.dtype)
         chunks, threads = _chunks(features, parameters), torch.get_num_threads()
         # Fixed shares of the chunks, each with its own sums: the same threads give the same bits.
         shares = [share for n in range(threads) if (share := chunks[n::threads])]
@@ -134,15 +157,16 @@ class _Heads(Function):
 
         def work(share: int) -> None:
             for voxels in shares[share]:
+                chunk = features[:, voxels].to(parameters.dtype)
                 for (classes, heads), (_, own) in zip(groups, sums[share], strict=True):
-                    of_features[:, voxels] += heads.backward(features[:, voxels], gradient[classes, voxels], own)
+                    of_features[:, voxels] += heads.backward(chunk, gradient[classes, voxels], own)
 
         with torch.autocast(features.device.type, enabled=False):  # the caller may be within such a block
-            _in_threads(work, range(len(shares)), features.device)
+            in_threads(work, range(len(shares)), features.device)
         of_parameters = torch.zeros_like(parameters)
         for own in sums:
             of_parameters += torch.cat([of_group.parameters() for _, of_group in own])
-        return of_features, of_parameters
+        return of_features.to(features.dtype), of_parameters
 
 
 def _groups(parameters: torch.Tensor) -> list[tuple[slice, HeadWeights]]:
@@ -156,23 +180,3 @@ def _chunks(features: torch.Tensor, parameters: torch.Tensor) -> list[slice]:
     fitting = _CLASSES * _LEAST_VOXELS // max(1, min(len(parameters), _CLASSES))
     size = min(fitting, _MOST_VOXELS)
     return [slice(start, start + size) for start in range(0, features.shape[1], size)]
-
-
-def _in_threads(work: Callable[[Task], None], tasks: Sequence[Task], device: torch.device) -> None:
-    """Does every task, in as many threads as torch may use; what a thread computes it computes alone."""
-    threads = torch.get_num_threads()
-    if device.type != "cpu" or len(tasks) < 2 or threads < 2:
-        for task in tasks:
-            work(task)
-        return
-
-    def one(task: Task) -> None:
-        with torch.inference_mode():  # a new thread records gradients unless told otherwise
-            work(task)
-
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            for _ in pool.map(one, tasks):
-                pass  # an error in a thread is raised here
-    finally:
-        torch.set_num_threads(threads)  # the number is each thread's own, but a thread begins with the one set last

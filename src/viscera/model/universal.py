@@ -86,7 +86,7 @@ class UniversalModel(nn.Module):
         """
         with torch.autocast(features.device.type, enabled=False):
             parameters = self.head_parameters(image_embedding.float(), classes)
-            logits = [apply_heads(f, p)[None] for f, p in zip(features.float(), parameters, strict=True)]
+            logits = [apply_heads(f, p)[None] for f, p in zip(features, parameters, strict=True)]
             return logits[0] if len(logits) == 1 else torch.cat(logits)  # which would copy a single one
 
     def head_parameters(self, image_embedding: torch.Tensor, classes: Sequence[int] | None) -> torch.Tensor:
