@@ -107,10 +107,11 @@ def _at_work(model: UniversalModel, image: Triple, tiling: Tiling, overlap: floa
     else:
         voxels = prod(tiling.window)
         x, y, z = (window_starts(n, w, overlap) for n, w in zip(image, tiling.window, strict=True))
-        slab = max(b - a for a, b in pairwise([*z, max(image[2], tiling.window[2])]))
-        # Rows of windows along z that wait at once: those that reach a slice that is not finished.
-        rows = max(sum(later - first < tiling.window[2] for later in z[i:]) for i, first in enumerate(z))
-        waiting = voxels * kept * len(x) * len(y) * rows
+        slab = min(SLAB, max(b - a for a, b in pairwise([*z, max(image[2], tiling.window[2])])))
+        # Slices of windows above one another that wait at once: of each what lies above the row that is computed.
+        depth = tiling.window[2]
+        slices = max(sum(max(0, first + depth - now) for first in z if first <= now) for now in z)
+        waiting = voxels // depth * slices * kept * len(x) * len(y)
     averaged = max(tiling.buffer_values, image[0] * image[1] * slab)  # at least one class
     return voxels * (each + kept) + waiting + averaged * _BUFFER_BYTES
 
