@@ -45,6 +45,7 @@ STANDARD, LONGEST = 300, 1024
 MOST_SECONDS, MOST_GB, MOST_GROWTH = 10.0, 1.5, 1.3
 MOST_TIME = {32: 1.15, 117: 1.3}  # times that of one class
 MOST_MEMORY = 1.3
+REPEATS = 5  # of network and masks; the quickest counts, since other programs only make it slower
 
 
 def tiled(slices: int, folder: Path) -> Path:
@@ -78,7 +79,7 @@ def run_classes(name: str, count: int, scan: Path) -> dict[str, float]:
         prepared = middle(prepared, model.config.inference.patch_voxels)
     classes = list(islice(cycle(model.config.classes), count))
     times = []
-    for _ in range(2):
+    for _ in range(REPEATS):
         start, before = time.perf_counter(), time.process_time()
         predict(model, prepared, classes)
         times.append((time.perf_counter() - start, time.process_time() - before))
