@@ -1,8 +1,8 @@
 """What a network found, class by class, small enough to keep: cropped 8-bit masks that know their surface.
 
-A finished class is a `SoftMask`: the box around it and one byte a voxel. The byte is the probability on a
-scale on which the class's threshold lies exactly between 127 and 128, so ``level >= 128`` IS the mask, and
-interpolating the levels (to another grid) keeps the surface where the network drew it, between voxels.
+A finished class is a `SoftMask`: the box around it and one byte a voxel, its level. The class's threshold lies exactly
+between 127 and 128, so ``level >= 128`` IS the mask. `LEVEL_VALUE` says which probability a level stands for;
+interpolating that (to another grid) keeps the surface where the network drew it, between voxels.
 """
 
 from __future__ import annotations
@@ -19,7 +19,23 @@ BoolArray = npt.NDArray[np.bool_]
 LevelArray = npt.NDArray[np.uint8]
 
 INSIDE = 128  # the first level that counts as "in"
+LEVEL_STEEPNESS = 0.5  # of the curve by which a logit becomes a level
 BEYOND_HU = -1024  # air: what lies beyond the part of a scan that a network looked at
+
+
+def _level_values() -> npt.NDArray[np.float32]:
+    y = np.arange(INSIDE + 0.5, 256) / 256
+    above = 1 / (1 + ((1 - y) / y) ** (1 / LEVEL_STEEPNESS)) - 0.5
+    above[-1] = 0.5
+    return np.concatenate([-above[::-1], above]).astype(np.float32)
+
+
+# What a level stands for: float32 [256], rising from -0.5 (surely out) over 0 (the threshold) to 0.5 (surely in): the
+# probability less a half, of a class whose threshold is a half. Level k holds the logits x with
+# k <= 256 * sigmoid(x / 2) < k + 1. So levels are 1/128 apart at the threshold and much closer near the ends: most
+# surfaces run between a voxel that is nearly 1 and one that is nearly 0, and where, the small rest decides. Even steps
+# of the probability moved the surface of thin organs (Dice 0.996 instead of 0.9995 for an adrenal gland at 3 mm).
+LEVEL_VALUE = _level_values()
 
 
 @dataclass(frozen=True, eq=False)

@@ -74,8 +74,8 @@ def test_faint_voxels_are_kept_where_they_are_asked_for_and_leave_the_mask_alone
     strict = collected(logits, cuts, [0.5, 0.5, 0.5])
     for k, soft in enumerate(collected(logits, cuts, [0.5, 0.5, 0.5], [0.05, None, 1e-6])):
         level = soft.embedded_in(Box.whole(logits.shape[1:])).level
-        true = (256 * torch.sigmoid(logits[k])).numpy().astype(np.uint8)
-        kept = true >= (13, 128, 0)[k]  # 12 / 256 < 0.05 < 13 / 256
+        true = (256 * torch.sigmoid(logits[k] / 2)).numpy().astype(np.uint8)
+        kept = true >= (48, 128, 1)[k]  # 0.05 = sigmoid(2 * logit(47.8 / 256))
         assert np.array_equal(level[kept], true[kept])
         small = soft.shrunk()
         assert small.box == strict[k].box
@@ -86,7 +86,16 @@ def test_faint_voxels_are_kept_where_they_are_asked_for_and_leave_the_mask_alone
 @pytest.mark.parametrize("threshold", [0.5, 0.3, 0.8])
 def test_a_level_is_a_probability(threshold):
     p = level_probabilities(threshold)
-    assert p[127] < threshold <= p[128] and (np.diff(p) > 0).all()
+    assert p[127] < threshold <= p[128] and (np.diff(p) > 0).all() and p[0] == 0 and p[255] == 1
     shift = math.log(threshold / (1 - threshold))
-    logit = torch.log(torch.from_numpy(p / (1 - p))) - shift
-    assert (256 * torch.sigmoid(logit)).int().tolist() == list(range(256))
+    logit = torch.logit(torch.from_numpy(p)) - shift
+    assert (256 * torch.sigmoid(logit / 2)).clamp(max=255).int().tolist() == list(range(256))
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.3])
+def test_a_surface_between_voxels_that_are_almost_sure_lies_where_their_rest_puts_it(threshold):
+    shift = math.log(threshold / (1 - threshold))
+    (soft,) = collected(torch.tensor([-9.0, 7.0]).reshape(1, 1, 1, 2) + shift, [], [threshold])
+    _, mask = mask_on_scan(soft, (1, 1, 2), (1.0, 1.0, 1.0), (1, 1, 10001), (1.0, 1.0, 1e-4))
+    # p(z) = 0.00012 + z * (0.99909 - 0.00012) reaches a half at z = 0.50039, not at 0.5
+    assert 10001 - mask.sum() == pytest.approx(5003.9, abs=1.5)

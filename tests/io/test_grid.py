@@ -8,11 +8,11 @@ from scipy.interpolate import RegularGridInterpolator
 
 from viscera.io.grid import (
     imaged_box,
-    levels_on_scan,
     mask_on_scan,
     resample_image,
     resample_labels,
     resampled_shape,
+    values_on_scan,
 )
 from viscera.masks import SoftMask
 from viscera.shapes import Box
@@ -70,11 +70,11 @@ def test_a_ball_keeps_its_volume_and_place_on_another_grid(spacing):
     centre, radius = np.array([40.0, 45.0, 42.0]), 26.0
     places = np.stack(np.meshgrid(*[np.arange(n) * 3.0 for n in shape], indexing="ij"), -1)
     distance = np.linalg.norm(places - centre, axis=-1) - radius
-    level = np.clip(127.5 - distance * 20, 0, 255).astype(np.uint8)
+    level = np.clip(128 - distance * 20, 0, 255).astype(np.uint8)
     soft = SoftMask(Box.whole(shape), level)
     box, mask = mask_on_scan(soft, shape, grid_mm, scan_shape, spacing)
-    same, levels = levels_on_scan(soft, shape, grid_mm, scan_shape, spacing)
-    assert same == box and np.array_equal(levels >= 128, mask)
+    same, slabs = values_on_scan(soft, shape, grid_mm, scan_shape, spacing)
+    assert same == box and np.array_equal(np.concatenate([value for _, value in slabs], 2) > 0, mask)
     volume = mask.sum() * np.prod(spacing)
     assert volume == pytest.approx(4 / 3 * np.pi * radius**3, rel=0.03)
     middle = (np.argwhere(mask).mean(0) + box.start) * spacing
@@ -85,7 +85,8 @@ def test_an_empty_mask_stays_empty():
     box, mask = mask_on_scan(SoftMask.empty(), (5, 5, 5), (3.0,) * 3, (9, 9, 9), (1.0,) * 3)
     assert box.is_empty
     assert mask.size == 0
-    assert levels_on_scan(SoftMask.empty(), (5, 5, 5), (3.0,) * 3, (9, 9, 9), (1.0,) * 3)[1].size == 0
+    box, slabs = values_on_scan(SoftMask.empty(), (5, 5, 5), (3.0,) * 3, (9, 9, 9), (1.0,) * 3)
+    assert box.is_empty and not list(slabs)
 
 
 def test_a_mask_that_touches_the_end_reaches_the_end_of_the_scan():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ import torch
 from viscera.errors import VisceraError
 from viscera.heap import apart
 from viscera.infer.window import Slab
-from viscera.masks import INSIDE, BoolArray, LevelArray, SoftMask
+from viscera.masks import INSIDE, LEVEL_STEEPNESS, LEVEL_VALUE, BoolArray, LevelArray, SoftMask
 from viscera.shapes import Box, Triple, triple
 from viscera.threads import in_threads
 
@@ -32,9 +33,9 @@ class _Found:
 class SoftMaskCollector:
     """Turns slabs of logits, fed from low z to high z for each class, into one `SoftMask` per class.
 
-    A level is ``floor(256 * sigmoid(logit - logit(threshold)))``: 128 is reached exactly where the probability
-    reaches the class's threshold. Of each slab only the box around the class is kept, and one voxel around it,
-    which is all that interpolating the surface needs; so many classes cost little more than one.
+    A level is ``floor(256 * sigmoid((logit - logit(threshold)) / 2))`` (see `viscera.masks`): 128 is reached exactly
+    where the probability reaches the class's threshold. Of each slab only the box around the class is kept, and one
+    voxel around it, which is all that interpolating the surface needs; so many classes cost little more than one.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class SoftMaskCollector:
         ]
         # No logit below this one reaches the least level; rounding is left to the levels themselves.
         self._bound = [
-            shift + math.log(least / (256 - least)) - _ROUNDING if least else -math.inf
+            shift + math.log(least / (256 - least)) / LEVEL_STEEPNESS - _ROUNDING if least else -math.inf
             for shift, least in zip(self._shift, self._least, strict=True)
         ]
         self._found = [_Found() for _ in thresholds]
@@ -103,7 +104,14 @@ class SoftMaskCollector:
 
     def _levels(self, k: int, logits: torch.Tensor) -> LevelArray:
         level: LevelArray = (
-            (logits - self._shift[k]).sigmoid_().mul_(256).clamp_(max=255).cpu().numpy().astype(np.uint8)
+            (logits - self._shift[k])
+            .mul_(LEVEL_STEEPNESS)
+            .sigmoid_()
+            .mul_(256)
+            .clamp_(max=255)
+            .cpu()
+            .numpy()
+            .astype(np.uint8)
         )
         return level
 
@@ -146,6 +154,12 @@ def _reaching(logits: torch.Tensor, least: float) -> BoolArray:
 
 
 def level_probabilities(threshold: float) -> npt.NDArray[np.float64]:
-    """The probability in the middle of each level of a class with this threshold: float64 [256], rising."""
-    middle = (np.arange(256) + 0.5) / 256
-    return np.asarray(1 / (1 + (1 - middle) / middle * (1 - threshold) / threshold))
+    """The probability that each level of a class with this threshold stands for: float64 [256], rising from 0 to 1."""
+    return probability_of(LEVEL_VALUE.astype(np.float64), threshold)
+
+
+def probability_of(value: npt.NDArray[np.floating[Any]], threshold: float) -> npt.NDArray[Any]:
+    """The probabilities of a class with this threshold where what its levels stand for (`viscera.masks.LEVEL_VALUE`), or
+    what was interpolated between them, is `value`: the same type and shape."""
+    above, below = (0.5 + value) * threshold, (0.5 - value) * (1 - threshold)
+    return above / (above + below)

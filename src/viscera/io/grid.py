@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from viscera.masks import INSIDE, BoolArray, LevelArray, SoftMask
+from viscera.masks import LEVEL_VALUE, BoolArray, SoftMask
 from viscera.shapes import Box, SpacingMm, Triple, triple
 
 NOWHERE = Box((0, 0, 0), (0, 0, 0))
@@ -142,35 +142,24 @@ def mask_on_scan(
 ) -> tuple[Box, BoolArray]:
     """A class of the network's grid on the scan's grid (RAS axes both): the box there and which of its voxels are in.
 
-    The levels are interpolated and cut half-way between 127 and 128, so the surface lies where the network put it,
-    not on its voxel edges. What lies exactly there is out: mostly it is half-way between a voxel that is wholly in and
-    one that is wholly out, and networks are surer of what is out. One class and one slab at a time: memory is that of
-    the class's own box.
+    What the levels stand for is interpolated, so the surface lies where the network put it, not on its voxel edges.
+    What lies exactly there is out: mostly it is half-way between a voxel that is wholly in and one that is wholly out,
+    and networks are surer of what is out. One class and one slab at a time: memory is that of the class's own box.
     """
     if not soft.mask.any():
         return NOWHERE, np.zeros(NOWHERE.shape, bool)
-    box, slabs = _levels_on_scan(soft, grid_shape, grid_spacing_mm, scan_shape, scan_spacing_mm)
+    box, slabs = values_on_scan(soft, grid_shape, grid_spacing_mm, scan_shape, scan_spacing_mm)
     mask = np.empty(box.shape, bool)
-    for z, level in slabs:
-        mask[:, :, z : z + _SLAB] = (level > INSIDE - 0.5).numpy()
+    for z, value in slabs:
+        mask[:, :, z : z + value.shape[2]] = value > 0
     return box, mask
 
 
-def levels_on_scan(
+def values_on_scan(
     soft: SoftMask, grid_shape: Triple, grid_spacing_mm: SpacingMm, scan_shape: Triple, scan_spacing_mm: SpacingMm
-) -> tuple[Box, LevelArray]:
-    """As `mask_on_scan`, but the interpolated levels themselves, rounded; 128 and more is the mask."""
-    box, slabs = _levels_on_scan(soft, grid_shape, grid_spacing_mm, scan_shape, scan_spacing_mm)
-    levels = np.empty(box.shape, np.uint8)
-    for z, level in slabs:
-        levels[:, :, z : z + _SLAB] = (level - 0.5).ceil_().to(torch.uint8).numpy()
-    return box, levels
-
-
-def _levels_on_scan(
-    soft: SoftMask, grid_shape: Triple, grid_spacing_mm: SpacingMm, scan_shape: Triple, scan_spacing_mm: SpacingMm
-) -> tuple[Box, Iterator[tuple[int, torch.Tensor]]]:
-    """The box on the scan, and slab by slab its first slice and the interpolated levels (float32)."""
+) -> tuple[Box, Iterator[tuple[int, npt.NDArray[np.float32]]]]:
+    """As `mask_on_scan`, but what the levels stand for (`viscera.masks.LEVEL_VALUE`), interpolated: the box, and slab
+    by slab the first slice in it and float32 [X, Y, slices]; above 0 is the mask."""
     if soft.box.is_empty:
         return NOWHERE, iter(())
     soft = soft.embedded_in(soft.box.grown(1, within=grid_shape))
@@ -189,10 +178,10 @@ def _levels_on_scan(
         taps.append(linear_taps(coordinates[chosen] - first, end - first))
     box = Box(triple(start), triple(stop))
 
-    def slabs() -> Iterator[tuple[int, torch.Tensor]]:
-        level = torch.from_numpy(soft.level).float()
+    def slabs() -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+        value = torch.from_numpy(LEVEL_VALUE.take(soft.level))
         for z in range(0, box.shape[2], _SLAB):
             part = AxisTaps(taps[2].index[z : z + _SLAB], taps[2].weight[z : z + _SLAB])
-            yield z, taps[0](taps[1](part(level, 2), 1), 0)
+            yield z, taps[0](taps[1](part(value, 2), 1), 0).numpy()
 
     return box, slabs()

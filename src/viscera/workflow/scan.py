@@ -19,13 +19,13 @@ import torch
 from viscera import __version__
 from viscera.errors import ClassNameError, SettingError
 from viscera.heap import give_back
-from viscera.infer.collect import level_probabilities
+from viscera.infer.collect import probability_of
 from viscera.infer.memory import Tiling, bytes_of
 from viscera.infer.predict import InferenceSettings, predict, tiling
 from viscera.infer.prepare import Prepared, prepare
 from viscera.infer.runtime import Runtime
 from viscera.io.aside import let_go, set_aside
-from viscera.io.grid import imaged_box, levels_on_scan, mask_on_scan
+from viscera.io.grid import imaged_box, mask_on_scan, values_on_scan
 from viscera.io.orientation import Reorientation, to_ras
 from viscera.io.read import read_volume
 from viscera.io.validate import validated
@@ -143,11 +143,12 @@ class ProbabilityMaps:
     def whole(self, key: str) -> npt.NDArray[np.uint8]:
         """256 times the probability of class `key`, rounded down, on the scan in its own axis order; 0 where lower."""
         s, p = self.scan_masks, self.scan_masks.prepared
-        box, level = levels_on_scan(s.masks[key], p.grid_shape, p.grid_spacing_mm, p.scan_shape, p.scan_spacing_mm)
-        of_level = np.floor(256 * level_probabilities(self.thresholds[key])).astype(np.uint8)
-        of_level[0] = 0
+        box, slabs = values_on_scan(s.masks[key], p.grid_shape, p.grid_spacing_mm, p.scan_shape, p.scan_spacing_mm)
         out = np.zeros(p.scan_shape, np.uint8)
-        out[box.slices] = of_level[level]
+        inside = out[box.slices]
+        for z, value in slabs:
+            probability = probability_of(value, self.thresholds[key])
+            inside[:, :, z : z + value.shape[2]] = np.minimum(256 * probability, 255)
         return s.reorientation.undo(out)
 
 
