@@ -159,7 +159,7 @@ def level_probabilities(threshold: float) -> npt.NDArray[np.float64]:
 
 
 def probability_of(value: npt.NDArray[np.floating[Any]], threshold: float) -> npt.NDArray[Any]:
-    """The probabilities of a class with this threshold where what its levels stand for (`viscera.masks.LEVEL_VALUE`), or
-    what was interpolated between them, is `value`: the same type and shape."""
+    """The probabilities of a class with this threshold where what its levels stand for (`viscera.masks.LEVEL_VALUE`),
+    or what was interpolated between them, is `value`: the same type and shape."""
     above, below = (0.5 + value) * threshold, (0.5 - value) * (1 - threshold)
     return above / (above + below)
