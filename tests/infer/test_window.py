@@ -21,8 +21,8 @@ def joined(image, network, window, overlap, classes=1, **more):
     def waiting(logits, z):
         return logits[..., z].clone()
 
-    def part(logits, chosen, z):
-        return logits[0, chosen, :, :, z]
+    def part(logits, chosen):
+        return lambda x, z: logits[0, chosen, x, :, z]
 
     out = torch.full((classes, *image.shape[1:]), torch.nan)
     next_z = [0] * classes
@@ -96,9 +96,7 @@ def test_memory_and_progress_follow_the_plan():
 def test_an_overlap_out_of_range_is_refused(overlap):
     with pytest.raises(SettingError, match="overlap"):
         next(
-            stream_windows(
-                torch.zeros(1, 4, 4, 4), lambda w: w, lambda w, z: w, lambda w, k, z: w, 1, (4, 4, 4), overlap
-            )
+            stream_windows(torch.zeros(1, 4, 4, 4), lambda w: w, lambda w, z: w, lambda w, k: w, 1, (4, 4, 4), overlap)
         )
 
 
@@ -122,9 +120,12 @@ def test_only_what_a_slab_needs_is_kept_and_decoded():
         alive.append(weakref.ref(kept := answer[..., z].clone()))
         return kept
 
-    def decode(answer, classes, z):
-        decoded.append(z.stop - z.start)
-        return answer[0, classes, :, :, z]
+    def decode(answer, classes):
+        def part(x, z):
+            decoded.append((x.stop - x.start) * (z.stop - z.start))
+            return answer[0, classes, x, :, z]
+
+        return part
 
     def slices(reference):
         kept = reference()
@@ -134,7 +135,7 @@ def test_only_what_a_slab_needs_is_kept_and_decoded():
     for _ in stream_windows(image, encode, keep, decode, 1, (8, 8, 8), 0.5):
         most = max(most, sum(map(slices, alive)))
     assert len(encoded) == 9  # starts 0, 4, ..., 32
-    assert sum(decoded) == 9 * 8  # every slice of every window once
+    assert sum(decoded) == 9 * 8 * 8  # every row of every slice of every window once
     assert most == 8 + 4  # a window, and the half of the one before it that is not final
 
 

@@ -13,7 +13,7 @@ from viscera.infer.collect import SoftMaskCollector
 from viscera.infer.memory import Sizes, Tiling, chosen_tiling, padded_size
 from viscera.infer.prepare import Prepared
 from viscera.infer.runtime import Encode, Runtime, check_runtime, vision_encoder
-from viscera.infer.window import SLAB, Progress, Slab, class_groups, stream_windows
+from viscera.infer.window import SLAB, Logits, Progress, Slab, class_groups, stream_windows
 from viscera.masks import MaskSet
 from viscera.model.precision import Precision, resolved_precision
 from viscera.model.universal import UniversalModel
@@ -136,9 +136,10 @@ def _slabs(
         features, embedding = encoded
         return apart(features[..., z]), embedding
 
-    def decode(encoded: tuple[torch.Tensor, torch.Tensor], classes: slice, z: slice) -> torch.Tensor:
+    def decode(encoded: tuple[torch.Tensor, torch.Tensor], classes: slice) -> Logits:
         features, embedding = encoded
-        return model.decode(features[..., z], embedding, channels[classes])[0]
+        heads = model.heads(embedding, channels[classes])[0]
+        return lambda x, z: heads(features[0, :, x, :, z])
 
     overlap = model.config.inference.overlap if settings.overlap is None else settings.overlap
     return stream_windows(

@@ -12,30 +12,35 @@ the middle of a window more than its rim (nnU-Net, Isensee et al. 2021; same wei
 
 What is kept of a window until then is what its encoder gave (eight features a voxel), not its logits: the head turns
 it into logits for a few classes and one slab at a time. So memory depends neither on the length of the scan nor on the
-number of classes.
+number of classes. A thread adds up a few rows of the slab, of one window after the other: the logits of a window, which
+count until they are added, never leave the processor's cache.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 import torch
 
 from viscera.errors import SettingError
 from viscera.shapes import Box, Triple, triple
+from viscera.threads import in_threads
 
 Encoded = TypeVar("Encoded")
 Encoder = Callable[[torch.Tensor], Encoded]  # a window [1, C, *window] -> whatever `Decoder` needs of it
 Keeper = Callable[[Encoded, slice], Encoded]  # (encoded, z) -> the same for these slices, as small as it can wait
-Decoder = Callable[[Encoded, slice, slice], torch.Tensor]  # (encoded, classes, z) -> logits [k, x, y, slices]
+Logits = Callable[[slice, slice], torch.Tensor]  # (x, z) -> logits [k, rows, y, slices] of a part of a window
+Decoder = Callable[[Encoded, slice], Logits]  # (encoded, classes) -> their logits, wherever they are asked for
 Progress = Callable[[int, int], None]  # (windows done, windows in all)
 
 SIGMA_SCALE = 0.125  # the Gaussian's sigma as a part of the window (nnU-Net, MONAI)
 SMALLEST_WEIGHT = 1e-3  # no voxel of a window counts for nothing (MONAI)
 BUFFER_VALUES = 1 << 23  # logits made at once; 34 MB as float32
 SLAB = 24  # slices that are finished at once
+_AT_ONCE = 1 << 15  # voxels x classes that a thread decodes at once, with eight classes or fewer
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,21 @@ class _Window(Generic[Encoded]):
     def own(self, z: slice) -> slice:
         """Slices of the image as slices of `encoded`."""
         return slice(z.start - self.z.start, z.stop - self.z.start)
+
+
+@dataclass(frozen=True, eq=False)
+class _Piece(Generic[Encoded]):
+    """What a window has to say about a slab.
+
+    z      the slab's slices as slices of `encoded`
+    there  its place in the slab
+    share  how much it counts there: float32 [x, y, slices], 1 where no other window reaches
+    """
+
+    encoded: Encoded
+    z: slice
+    there: Box
+    share: torch.Tensor
 
 
 def window_starts(length: int, window: int, overlap: float) -> list[int]:
@@ -118,7 +138,8 @@ def stream_windows(
     image      [C, X, Y, Z]; an axis shorter than the window is padded with `pad_value` on both sides
     encode     called once per window
     keep       called when a window begins to wait for its neighbours, and whenever slices of it are final
-    decode     gives logits of some classes in some slices of a window; they are averaged as float32
+    decode     gives logits of some classes of a window, in parts, several at a time in threads; they are averaged as
+               float32
     overlap    part of a window that the next one shares, 0 <= overlap < 1
     wanted     whether a window (its box in the image) is worth computing; all by default. Where no wanted window
                reaches, the logits are minus infinity
@@ -195,20 +216,40 @@ def _averaged(
     first class of each group and its logits [k, X, Y, slices]."""
     window = triple(weight.shape)
     plane = (padded[0], padded[1], z.stop - z.start)
-    pieces = []
     weights = torch.zeros(plane, device=weight.device)
+    found = []
     for item in alive:
         x, y, start = item.start
         low, high = max(z.start, item.z.start), min(z.stop, item.z.stop)
         if low < high:
-            there = (slice(x, x + window[0]), slice(y, y + window[1]), slice(low - z.start, high - z.start))
+            there = Box((x, y, low - z.start), (x + window[0], y + window[1], high - z.start))
             own = weight[..., low - start : high - start]
-            weights[there] += own
-            pieces.append((item, slice(low, high), there, own))
+            weights[there.slices] += own
+            found.append((item, slice(low, high), there, own))
     unreached = weights == 0 if float(weights.min()) == 0 else None
-    shares = [own / weights[there] for _, _, there, own in pieces]
+    pieces = [
+        _Piece(item.encoded, item.own(low), there, own / weights[there.slices]) for item, low, there, own in found
+    ]
     for chosen in class_groups(classes, weights.numel(), buffer_values):
         sums = torch.zeros(chosen.stop - chosen.start, *plane, device=weight.device)
-        for (item, slices, there, _), share in zip(pieces, shares, strict=True):
-            sums[:, *there].addcmul_(decode(item.encoded, chosen, item.own(slices)), share)
+        decoded = [(piece, decode(piece.encoded, chosen)) for piece in pieces]
+        in_threads(partial(_add_rows, sums, decoded), _rows(sums, window[1]), sums.device)
         yield chosen.start, sums if unreached is None else sums.masked_fill_(unreached, float("-inf"))
+
+
+def _rows(sums: torch.Tensor, width: int) -> list[slice]:
+    """Rows [k, rows, y, slices] of a slab that are added up at once, so few that what windows of `width` on y say about
+    them stays in the cache; all of them on another device than the processor."""
+    k, length, _, slices = sums.shape
+    step = max(1, _AT_ONCE // min(k, 8) // (width * slices)) if sums.device.type == "cpu" else length
+    return [slice(x, min(x + step, length)) for x in range(0, length, step)]
+
+
+def _add_rows(sums: torch.Tensor, decoded: list[tuple[_Piece[Encoded], Logits]], rows: slice) -> None:
+    """Adds to these rows what the pieces that reach them say, each as much as it counts."""
+    for piece, logits in decoded:
+        first, end = piece.there.start[0], piece.there.stop[0]
+        low, high = max(rows.start, first), min(rows.stop, end)
+        if low < high:
+            own, (_, y, z) = slice(low - first, high - first), piece.there.slices
+            sums[:, low:high, y, z].addcmul_(logits(own, piece.z), piece.share[own])

@@ -115,6 +115,26 @@ class QuickHeads:
         return (self.weight3 @ x)[:, 0].add_(self.bias3)
 
 
+class ClassHeads:
+    """The heads of K classes, ready to be called again and again on a few voxels each time; without gradients."""
+
+    def __init__(self, parameters: torch.Tensor) -> None:
+        """parameters [K, 153], one row a class."""
+        self._parameters = parameters
+        self._groups = [(classes, heads.quick()) for classes, heads in _groups(parameters)]
+
+    def __call__(self, features: torch.Tensor) -> torch.Tensor:
+        """features [8, ...] in any precision -> logits [K, ...] in that of the parameters."""
+        voxels = features.to(self._parameters.dtype).flatten(1)
+        if len(self._groups) == 1:
+            logits = self._groups[0][1](voxels)
+        else:
+            logits = voxels.new_empty((len(self._parameters), voxels.shape[1]))
+            for classes, heads in self._groups:
+                logits[classes] = heads(voxels)
+        return logits.view(-1, *features.shape[1:])
+
+
 def apply_heads(features: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
     """The logits of K classes for one sample.
 
@@ -134,13 +154,11 @@ class _Heads(Function):
     @staticmethod
     def forward(ctx: FunctionCtx, features: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(features, parameters)
-        groups = [(classes, heads.quick()) for classes, heads in _groups(parameters)]
+        heads = ClassHeads(parameters)
         logits = parameters.new_empty((parameters.shape[0], features.shape[1]))
 
         def fill(voxels: slice) -> None:
-            chunk = features[:, voxels].to(parameters.dtype)
-            for classes, heads in groups:
-                logits[classes, voxels] = heads(chunk)
+            logits[:, voxels] = heads(features[:, voxels])
 
         in_threads(fill, _chunks(features, parameters), features.device)
         return logits

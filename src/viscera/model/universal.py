@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from viscera.model.backbones.base import Backbone
 from viscera.model.config import ModelConfig
-from viscera.model.head import PARAMETERS, WIDTH, apply_heads
+from viscera.model.head import PARAMETERS, WIDTH, ClassHeads, apply_heads
 
 EMBEDDING = 256  # length of the image embedding and of the label embedding
 LABEL_RMS = 0.3  # size of a new model's label embeddings: with 1 a step of Adam moves a head too far, with 0.03 hardly
@@ -88,6 +88,14 @@ class UniversalModel(nn.Module):
             parameters = self.head_parameters(image_embedding.float(), classes)
             logits = [apply_heads(f, p)[None] for f, p in zip(features, parameters, strict=True)]
             return logits[0] if len(logits) == 1 else torch.cat(logits)  # which would copy a single one
+
+    def heads(self, image_embedding: torch.Tensor, classes: Sequence[int] | None = None) -> list[ClassHeads]:
+        """The heads of `classes` for each image of a batch, to be called on parts of its features; without gradients.
+
+        image_embedding  [B, 256]
+        """
+        with torch.autocast(image_embedding.device.type, enabled=False):
+            return [ClassHeads(p) for p in self.head_parameters(image_embedding.float(), classes)]
 
     def head_parameters(self, image_embedding: torch.Tensor, classes: Sequence[int] | None) -> torch.Tensor:
         """What the controller makes of image and text: [B, K, 153]."""
