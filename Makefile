@@ -17,7 +17,7 @@ $(READY): pyproject.toml constraints.txt
 		{ echo "viscera needs Python 3.11 or newer; name one with: make PYTHON=/path/to/python3.11 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[text,train,openvino,onnx]' --group test --group lint --group bench
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[text,train,fast,openvino,onnx]' --group test --group lint --group bench
 	@touch $@
 
 setup: $(READY) ## make the virtual environment .venv with everything in it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,7 +13,7 @@ from torch.nn import functional
 
 from viscera.model import head
 from viscera.model.build import untrained
-from viscera.model.head import apply_heads
+from viscera.model.head import ClassHeads, apply_heads
 
 
 def plain(features, parameters):
@@ -117,6 +118,32 @@ def test_each_chunk_is_computed_in_one_of_several_threads_and_the_bits_are_those
         torch.set_num_threads(1)
         assert torch.equal(apply_heads(features, parameters), several)
     assert seen[-1][0] is threading.main_thread()
+
+
+@pytest.mark.parametrize("classes", [1, 8, 11])
+def test_compiled_heads_give_the_same_for_any_part_of_the_features(classes):
+    pytest.importorskip("numba")
+    features, parameters = random_case(classes, (9, 7, 5), torch.float32)
+    for part in (features, features[:, 2:5, :, 1:4], features.bfloat16()[..., :3]):
+        heads = ClassHeads(parameters, compiled=True)
+        assert heads._compiled is not None
+        found = heads(part)
+        torch.testing.assert_close(found, ClassHeads(parameters)(part), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found, apply_heads(part, parameters), rtol=1e-5, atol=1e-5)
+    features[3, 4, 5, 2] = math.nan
+    assert torch.equal(ClassHeads(parameters, compiled=True)(features)[0].isnan(), features[3].isnan())
+    with pytest.raises(ValueError, match="no logits"):
+        ClassHeads(parameters, compiled=True)(features[:7])
+
+
+def test_without_numba_the_heads_are_torchs(monkeypatch):
+    head._compiled_heads.cache_clear()
+    monkeypatch.setitem(sys.modules, "viscera.model.compiled_head", None)
+    features, parameters = random_case(3, (4, 5, 6), torch.float32)
+    heads = ClassHeads(parameters, compiled=True)
+    head._compiled_heads.cache_clear()
+    assert heads._compiled is None
+    torch.testing.assert_close(heads(features), apply_heads(features, parameters))
 
 
 def test_the_number_of_threads_is_as_before_and_an_error_in_one_is_raised(three_threads):

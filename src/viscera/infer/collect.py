@@ -79,9 +79,7 @@ class SoftMaskCollector:
             self._keep_inside(k, z, logits)
         below, first = self._last[k], logits[:, :, :1]
         if below is not None:
-            # A surface between two slabs needs the neighbour's levels on both sides.
-            self._keep_beside(k, z - 1, below, first)
-            self._keep_beside(k, z, first, below)
+            self._keep_between(k, z, torch.cat([below, first], -1))
         self._last[k] = logits[:, :, -1:].clone()
 
     def _keep_inside(self, k: int, z: int, logits: torch.Tensor) -> None:
@@ -97,10 +95,14 @@ class SoftMaskCollector:
             x, y, above = near.start
             self._keep(k, level, around, (x, y, z + above))
 
-    def _keep_beside(self, k: int, z: int, kept: torch.Tensor, inside: torch.Tensor) -> None:
-        """Keeps the levels of slice z, `kept` [X, Y, 1], around what is in of its neighbour `inside`."""
-        if float(inside.amax()) >= self._bound[k]:
-            self._keep(k, self._levels(k, kept), Box.around(self._levels(k, inside) >= self._least[k]), (0, 0, z))
+    def _keep_between(self, k: int, z: int, logits: torch.Tensor) -> None:
+        """Keeps the levels of slices z - 1 and z, logits [X, Y, 2], each around what is in of the other one: a surface
+        between two slabs needs the neighbour's levels on both sides."""
+        if float(logits.amax()) >= self._bound[k]:
+            level = self._levels(k, logits)
+            inside = level >= self._least[k]
+            self._keep(k, level[..., :1], Box.around(inside[..., 1:]), (0, 0, z - 1))
+            self._keep(k, level[..., 1:], Box.around(inside[..., :1]), (0, 0, z))
 
     def _levels(self, k: int, logits: torch.Tensor) -> LevelArray:
         level: LevelArray = (

@@ -38,9 +38,9 @@ Progress = Callable[[int, int], None]  # (windows done, windows in all)
 
 SIGMA_SCALE = 0.125  # the Gaussian's sigma as a part of the window (nnU-Net, MONAI)
 SMALLEST_WEIGHT = 1e-3  # no voxel of a window counts for nothing (MONAI)
-BUFFER_VALUES = 1 << 23  # logits made at once; 34 MB as float32
+BUFFER_VALUES = 1 << 24  # logits made at once; 67 MB as float32
 SLAB = 24  # slices that are finished at once
-_AT_ONCE = 1 << 15  # voxels x classes that a thread decodes at once, with eight classes or fewer
+_AT_ONCE = 1 << 14  # voxels of a window that a thread decodes at once; more where classes are few
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,7 @@ def _rows(sums: torch.Tensor, width: int) -> list[slice]:
     """Rows [k, rows, y, slices] of a slab that are added up at once, so few that what windows of `width` on y say about
     them stays in the cache; all of them on another device than the processor."""
     k, length, _, slices = sums.shape
-    step = max(1, _AT_ONCE // min(k, 8) // (width * slices)) if sums.device.type == "cpu" else length
+    step = max(1, _AT_ONCE * 8 // min(k, 8) // (width * slices)) if sums.device.type == "cpu" else length
     return [slice(x, min(x + step, length)) for x in range(0, length, step)]
 
 

@@ -9,7 +9,9 @@ numbers many times slower (bench/head.py).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -118,21 +120,43 @@ class QuickHeads:
 class ClassHeads:
     """The heads of K classes, ready to be called again and again on a few voxels each time; without gradients."""
 
-    def __init__(self, parameters: torch.Tensor) -> None:
-        """parameters [K, 153], one row a class."""
-        self._parameters = parameters
+    def __init__(self, parameters: torch.Tensor, *, compiled: bool = False) -> None:
+        """parameters [K, 153], one row a class.
+
+        compiled  several times faster where numba is installed, on a processor and in float32; it takes a second or two
+                  to load, so only for many voxels
+        """
+        self._parameters = parameters.contiguous()
+        suits = compiled and parameters.device.type == "cpu" and parameters.dtype == torch.float32
+        self._compiled = _compiled_heads() if suits else None
         self._groups = [(classes, heads.quick()) for classes, heads in _groups(parameters)]
 
     def __call__(self, features: torch.Tensor) -> torch.Tensor:
         """features [8, ...] in any precision -> logits [K, ...] in that of the parameters."""
-        voxels = features.to(self._parameters.dtype).flatten(1)
-        if len(self._groups) == 1:
-            logits = self._groups[0][1](voxels)
+        voxels = features.flatten(1)
+        logits = self._parameters.new_empty((len(self._parameters), voxels.shape[1]))
+        if self._compiled is not None:
+            self._compiled(voxels.to(logits.dtype).contiguous(), self._parameters, logits)
         else:
-            logits = voxels.new_empty((len(self._parameters), voxels.shape[1]))
-            for classes, heads in self._groups:
-                logits[classes] = heads(voxels)
+            for chunk in _chunks(voxels, self._parameters):
+                self.fill(logits[:, chunk], voxels[:, chunk])
         return logits.view(-1, *features.shape[1:])
+
+    def fill(self, logits: torch.Tensor, features: torch.Tensor) -> None:
+        """The same for one chunk of voxels, by torch: features [8, V] into logits [K, V]."""
+        chunk = features.to(logits.dtype)
+        for classes, heads in self._groups:
+            logits[classes] = heads(chunk)
+
+
+@cache
+def _compiled_heads() -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None] | None:
+    """`viscera.model.compiled_head.compiled_heads`, if there is numba and it works here."""
+    try:
+        from viscera.model.compiled_head import compiled_heads
+    except (ImportError, RuntimeError):  # not installed, made for another numpy, or nowhere to keep what it compiled
+        return None
+    return compiled_heads
 
 
 def apply_heads(features: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
@@ -158,7 +182,7 @@ class _Heads(Function):
         logits = parameters.new_empty((parameters.shape[0], features.shape[1]))
 
         def fill(voxels: slice) -> None:
-            logits[:, voxels] = heads(features[:, voxels])
+            heads.fill(logits[:, voxels], features[:, voxels])
 
         in_threads(fill, _chunks(features, parameters), features.device)
         return logits
