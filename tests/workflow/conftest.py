@@ -42,7 +42,7 @@ class BandNetwork(torch.nn.Module):
     def encode(self, image):
         return image, torch.zeros(1, 1)
 
-    def heads(self, embedding, classes):
+    def heads(self, embedding, classes, compiled):
         return [lambda features: self.decode(features[None], embedding, classes)[0]]
 
     def decode(self, features, embedding, classes):

@@ -28,7 +28,7 @@ from viscera.taxonomy import read_table
 
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1024, "mi": 1024**2, "gi": 1024**3}
 _FEATURES = 8  # kept of every voxel of a waiting window
-_BUFFER_BYTES = 2 * 4  # a logit: the sum, and what one window adds to it
+_BUFFER_BYTES = 2 * 4  # a logit: the sum over windows, and what is made of it
 _SCAN_BYTES = 2  # a voxel of the scan as int16; a scan that needs float32 takes twice that
 _GRID_BYTES = 4 + 2  # a voxel of the network's grid: the image as float32, its densities as int16
 _RESAMPLED_BYTES = 4  # the same before it is cut to the body

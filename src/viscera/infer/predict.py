@@ -19,6 +19,8 @@ from viscera.model.precision import Precision, resolved_precision
 from viscera.model.universal import UniversalModel
 from viscera.shapes import Box, Triple, triple
 
+_WORTH_COMPILING = 3e8  # voxels of all windows x classes: torch's heads take two seconds for them, numba one to start
+
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceSettings:
@@ -130,6 +132,9 @@ def _slabs(
     if plan.window is None:
         return _one_pass(model, image, channels, settings, plan.buffer_values, progress)
 
+    overlap = model.config.inference.overlap if settings.overlap is None else settings.overlap
+    # By the model's classes, not by those asked for: no class depends on which others are.
+    work = len(model.config.classes) * image[0].numel() / (1 - overlap) ** 3
     encode = _encoder(model, plan.window, settings)
 
     def keep(encoded: tuple[torch.Tensor, torch.Tensor], z: slice) -> tuple[torch.Tensor, torch.Tensor]:
@@ -138,10 +143,9 @@ def _slabs(
 
     def decode(encoded: tuple[torch.Tensor, torch.Tensor], classes: slice) -> Logits:
         features, embedding = encoded
-        heads = model.heads(embedding, channels[classes])[0]
+        heads = model.heads(embedding, channels[classes], compiled=work >= _WORTH_COMPILING)[0]
         return lambda x, z: heads(features[0, :, x, :, z])
 
-    overlap = model.config.inference.overlap if settings.overlap is None else settings.overlap
     return stream_windows(
         image,
         encode,

@@ -89,14 +89,17 @@ class UniversalModel(nn.Module):
             logits = [apply_heads(f, p)[None] for f, p in zip(features, parameters, strict=True)]
             return logits[0] if len(logits) == 1 else torch.cat(logits)  # which would copy a single one
 
-    def heads(self, image_embedding: torch.Tensor, classes: Sequence[int] | None = None) -> list[ClassHeads]:
+    def heads(
+        self, image_embedding: torch.Tensor, classes: Sequence[int] | None = None, *, compiled: bool = False
+    ) -> list[ClassHeads]:
         """The heads of `classes` for each image of a batch, to be called on parts of its features again and again;
         without gradients.
 
         image_embedding  [B, 256]
+        compiled         see `ClassHeads`
         """
         with torch.autocast(image_embedding.device.type, enabled=False):
-            return [ClassHeads(p, compiled=True) for p in self.head_parameters(image_embedding.float(), classes)]
+            return [ClassHeads(p, compiled=compiled) for p in self.head_parameters(image_embedding.float(), classes)]
 
     def head_parameters(self, image_embedding: torch.Tensor, classes: Sequence[int] | None) -> torch.Tensor:
         """What the controller makes of image and text: [B, K, 153]."""
