@@ -1,10 +1,13 @@
 """How time and memory grow: with the scan's slices, and with the number of classes.
 
-    python bench/scaling.py            both
+    python bench/scaling.py            slices and classes
     python bench/scaling.py slices     only one of: slices, classes
+    python bench/scaling.py long       the U-Net over 300 and 1024 slices: most of an hour
 
 Slices: scans of 512 x 512 x N, a real CT mirrored along z again and again, through `viscera segment` with the starter
-model, file to files. The U-Net is not measured here: it takes the better part of an hour for the longest.
+model, file to files. "long": two of them with the U-Net and its 32 classes, without rules. It is seeded, so its masks
+are noise that fills the whole grid, which no organ does; FILLED of them stand for a patient's, and no voxel reaches the
+threshold of the others.
 
 Classes: network and masks of one scan for 1, 32 and 117 classes. More classes are more text, and no other weights: the
 model's own classes are asked for again and again. The starter is measured on the scan of 300 slices, the U-Net (seeded)
@@ -22,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import mean
@@ -40,13 +44,15 @@ from viscera.model.store import load_model
 from viscera.report.manifest import machine, peak_memory_mb
 from viscera.shapes import Box
 from viscera.workflow.demo import fetch_demo_scan
-from viscera.workflow.scan import spacing_in_ras
+from viscera.workflow.scan import SegmentSettings, segment_scan, spacing_in_ras
 
 STARTER, UNET = "starter", "unet"
 SLICES, SPACING_MM = (100, 300, 600, 1024), (0.78, 0.78, 1.5)
 CLASSES = (1, 32, 117)
 STANDARD, LONGEST = 300, 1024
-MOST_SECONDS, MOST_GB, MOST_GROWTH = 10.0, 1.5, 1.3
+MOST_SECONDS, MOST_GROWTH = 10.0, 1.3
+MOST_GB = {STARTER: 1.5, UNET: 3.0}
+FILLED, NEVER = 4, 1 - 1e-9
 MOST_TIME = {32: 1.15, 117: 1.3}  # times that of one class
 MOST_MEMORY = 1.3
 ROUNDS = 6  # in which one class, 32 and 117 take turns
@@ -71,6 +77,16 @@ def segmented(scan: Path, folder: Path) -> dict[str, float]:
     command = [sys.executable, "-m", "viscera", "segment", str(scan), "-o", str(out), "-m", STARTER]
     seconds, usage = run_timed([*command, "--quiet", "--overwrite"])
     return {"seconds": seconds, "peak_gb": usage.ru_maxrss * 1024 / 1e9}
+
+
+def run_long(scan: Path) -> dict[str, float]:
+    """In a child process: the U-Net over a scan, file to files."""
+    start, model = time.perf_counter(), load_model(UNET)
+    model.config = replace(model.config, thresholds=dict.fromkeys(model.config.classes[FILLED:], NEVER))
+    result = segment_scan(scan, model, SegmentSettings(post=False))
+    with tempfile.TemporaryDirectory() as folder:
+        result.save(Path(folder) / "result")
+    return {"seconds": time.perf_counter() - start, "peak_gb": peak_memory_mb() / 1000}
 
 
 def run_classes(name: str, scan: Path, counts: list[int]) -> dict[str, Any]:
@@ -100,8 +116,8 @@ def middle(prepared: Prepared, window: tuple[int, int, int]) -> Prepared:
     return prepared.within(Box((x, y, z), (stop[0], stop[1], stop[2])))
 
 
-def child(name: str, scan: Path, counts: Sequence[int]) -> dict[str, Any]:
-    """`run_classes` in a fresh process."""
+def child(name: str, scan: Path, counts: Sequence[int] = ()) -> dict[str, Any]:
+    """`run_classes`, or without counts `run_long`, in a fresh process."""
     command = [sys.executable, __file__, "--child", name, str(scan), *map(str, counts)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -110,6 +126,10 @@ def child(name: str, scan: Path, counts: Sequence[int]) -> dict[str, Any]:
 
 def measured_slices(folder: Path) -> dict[int, dict[str, float]]:
     return {slices: segmented(tiled(slices, folder), folder) for slices in SLICES}
+
+
+def measured_long(folder: Path) -> dict[int, dict[str, float]]:
+    return {slices: child(UNET, tiled(slices, folder)) for slices in (STANDARD, LONGEST)}
 
 
 def measured_classes(folder: Path) -> dict[str, dict[int, dict[str, Any]]]:
@@ -124,17 +144,18 @@ def measured_classes(folder: Path) -> dict[str, dict[int, dict[str, Any]]]:
     return found
 
 
-def judged_slices(rows: dict[int, dict[str, float]]) -> list[tuple[str, bool]]:
+def judged_slices(name: str, rows: dict[int, dict[str, float]]) -> list[tuple[str, bool]]:
     """Each bar in words, and whether it is met."""
     usual, growth = rows[STANDARD], rows[LONGEST]["peak_gb"] / rows[STANDARD]["peak_gb"]
-    return [
-        (f"{STANDARD} slices in {usual['seconds']:.1f} s (bar {MOST_SECONDS} s)", usual["seconds"] <= MOST_SECONDS),
-        (f"{STANDARD} slices in {usual['peak_gb']:.2f} GB (bar {MOST_GB} GB)", usual["peak_gb"] <= MOST_GB),
-        (
-            f"{LONGEST} slices take {growth:.2f} x the memory of {STANDARD} (bar {MOST_GROWTH} x)",
-            growth <= MOST_GROWTH,
-        ),
+    peak, most_gb = usual["peak_gb"], MOST_GB[name]
+    lines = [
+        (f"{name}: {STANDARD} slices in {peak:.2f} GB (bar {most_gb} GB)", peak <= most_gb),
+        (f"{name}: {LONGEST} take {growth:.2f} x their memory (bar {MOST_GROWTH} x)", growth <= MOST_GROWTH),
     ]
+    if name == STARTER:
+        quick = usual["seconds"] <= MOST_SECONDS
+        lines.append((f"{name}: {STANDARD} slices in {usual['seconds']:.1f} s (bar {MOST_SECONDS} s)", quick))
+    return lines
 
 
 def judged_classes(name: str, rows: dict[int, dict[str, Any]]) -> list[tuple[str, bool]]:
@@ -164,7 +185,11 @@ def main() -> int:
         if "slices" in chosen:
             results["slices"] = slices = measured_slices(folder)
             tables.append(table("slices of 512 x 512, starter", slices))
-            verdicts += judged_slices(slices)
+            verdicts += judged_slices(STARTER, slices)
+        if "long" in chosen:
+            results["long"] = long = measured_long(folder)
+            tables.append(table("slices of 512 x 512, U-Net", long))
+            verdicts += judged_slices(UNET, long)
         if "classes" in chosen:
             results["classes"] = classes = measured_classes(folder)
             for model, rows in classes.items():
@@ -176,6 +201,9 @@ def main() -> int:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
-        print(json.dumps(run_classes(sys.argv[2], Path(sys.argv[3]), [int(count) for count in sys.argv[4:]])))
+        counts = [int(count) for count in sys.argv[4:]]
+        print(
+            json.dumps(run_classes(sys.argv[2], Path(sys.argv[3]), counts) if counts else run_long(Path(sys.argv[3])))
+        )
     else:
         raise SystemExit(main())
