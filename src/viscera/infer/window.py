@@ -48,7 +48,7 @@ class Slab:
     """Finished logits of some classes in the slices ``z <= index < z + logits.shape[-1]``."""
 
     z: int
-    logits: torch.Tensor  # float32 [k, X, Y, slices]
+    logits: torch.Tensor  # float32 [k, X, Y, slices]; those of windows hold until the next slab is asked for
     first_class: int = 0  # whose logits stand in row 0; the rows are consecutive classes
 
 
@@ -159,6 +159,9 @@ def stream_windows(
     padded = triple(image.shape[1:])
     rows, total = _plan(size, padded, before, window, overlap, wanted)
     weight = gaussian_weight(window).to(image.device)
+    # Made once: arrays of this size, coming and going among those of the network, would leave holes behind.
+    plane = padded[0] * padded[1] * min(SLAB, padded[2])
+    sums = torch.empty(min(classes * plane, max(buffer_values, plane)), device=image.device)
 
     alive: list[_Window[Encoded]] = []
     done = 0
@@ -173,7 +176,7 @@ def stream_windows(
         first, stop = max(z, before[2]), min(end, before[2] + size[2])
         for low in range(first, stop, SLAB):
             final = slice(low, min(low + SLAB, stop))
-            for first_class, logits in _averaged(alive, decode, classes, weight, padded, final, buffer_values):
+            for first_class, logits in _averaged(alive, decode, classes, weight, padded, final, sums):
                 inside = logits[:, before[0] : before[0] + size[0], before[1] : before[1] + size[1]]
                 yield Slab(low - before[2], inside, first_class)
         alive = [item for item in alive if item.z.stop > end]
@@ -210,10 +213,10 @@ def _averaged(
     weight: torch.Tensor,
     padded: Triple,
     z: slice,
-    buffer_values: int,
+    buffer: torch.Tensor,
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """The weighted mean of the windows' logits in the slices `z` of the whole image, a few classes at a time: the
-    first class of each group and its logits [k, X, Y, slices]."""
+    first class of each group and its logits [k, X, Y, slices], which lie in `buffer`."""
     window = triple(weight.shape)
     plane = (padded[0], padded[1], z.stop - z.start)
     weights = torch.zeros(plane, device=weight.device)
@@ -230,8 +233,9 @@ def _averaged(
     pieces = [
         _Piece(item.encoded, item.own(low), there, own / weights[there.slices]) for item, low, there, own in found
     ]
-    for chosen in class_groups(classes, weights.numel(), buffer_values):
-        sums = torch.zeros(chosen.stop - chosen.start, *plane, device=weight.device)
+    for chosen in class_groups(classes, weights.numel(), buffer.numel()):
+        count = chosen.stop - chosen.start
+        sums = buffer[: count * weights.numel()].view(count, *plane).zero_()
         decoded = [(piece, decode(piece.encoded, chosen)) for piece in pieces]
         in_threads(partial(_add_rows, sums, decoded), _rows(sums, window[1]), sums.device)
         yield chosen.start, sums if unreached is None else sums.masked_fill_(unreached, float("-inf"))
