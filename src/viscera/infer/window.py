@@ -230,9 +230,7 @@ def _averaged(
             weights[there.slices] += own
             found.append((item, slice(low, high), there, own))
     unreached = weights == 0 if float(weights.min()) == 0 else None
-    pieces = [
-        _Piece(item.encoded, item.own(low), there, own / weights[there.slices]) for item, low, there, own in found
-    ]
+    pieces = [_Piece(item.encoded, item.own(at), there, own / weights[there.slices]) for item, at, there, own in found]
     for chosen in class_groups(classes, weights.numel(), buffer.numel()):
         count = chosen.stop - chosen.start
         sums = buffer[: count * weights.numel()].view(count, *plane).zero_()
