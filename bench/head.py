@@ -4,9 +4,9 @@
 
 The direct form repeats the eight feature channels once per class and runs three grouped convolutions, as one would
 write it down from the paper. "viscera" is the head in torch, "compiled" the loop by numba that scans in many windows
-get. All have the same features and weights. Each form runs in a process of its own,
-alternately; its time is the best of all calls (what else the machine does only adds), its extra memory is what the
-process's peak grew by in the first call, its output included.
+get (torch's again where numba is not installed). All have the same features and weights. Each form runs in a process
+of its own, alternately; its time is the best of all calls (what else the machine does only adds), its extra memory is
+what the process's peak grew by in the first call, its output included.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from viscera.threads import in_threads
 
 OUT = Path(__file__).parent / "out" / "head.json"
 CLASSES, SIDE, RUNS, CALLS = 32, 96, 3, 3
+ROWS = 2  # of the compiled form, at once
 LEAST_SPEEDUP, MOST_DIFFERENCE, MOST_MEMORY = 10.0, 1e-5, 1.5
 
 
@@ -41,7 +42,6 @@ def compiled(features: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
     return logits
 
 
-ROWS = 2
 FORMS = {"direct": plain_head, "viscera": apply_heads, "compiled": compiled}
 
 

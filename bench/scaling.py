@@ -52,7 +52,7 @@ CLASSES = (1, 32, 117)
 STANDARD, LONGEST = 300, 1024
 MOST_SECONDS, MOST_GROWTH = 10.0, 1.3
 MOST_GB = {STARTER: 1.5, UNET: 3.0}
-FILLED, NEVER = 4, 1 - 1e-9
+FILLED, NEVER = 4, 1 - 1e-9  # classes that are found, and the threshold of the others
 MOST_TIME = {32: 1.15, 117: 1.3}  # times that of one class
 MOST_MEMORY = 1.3
 ROUNDS = 6  # in which one class, 32 and 117 take turns
@@ -201,9 +201,7 @@ def main() -> int:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
-        counts = [int(count) for count in sys.argv[4:]]
-        print(
-            json.dumps(run_classes(sys.argv[2], Path(sys.argv[3]), counts) if counts else run_long(Path(sys.argv[3])))
-        )
+        name, scan, counts = sys.argv[2], Path(sys.argv[3]), [int(count) for count in sys.argv[4:]]
+        print(json.dumps(run_classes(name, scan, counts) if counts else run_long(scan)))
     else:
         raise SystemExit(main())

@@ -40,7 +40,7 @@ SIGMA_SCALE = 0.125  # the Gaussian's sigma as a part of the window (nnU-Net, MO
 SMALLEST_WEIGHT = 1e-3  # no voxel of a window counts for nothing (MONAI)
 BUFFER_VALUES = 1 << 24  # logits made at once; 67 MB as float32
 SLAB = 24  # slices that are finished at once
-_AT_ONCE = 1 << 14  # voxels of a window that a thread decodes at once; more where classes are few
+_AT_ONCE = 1 << 14  # voxels of a window that a thread decodes at once
 
 
 @dataclass(frozen=True)
@@ -242,8 +242,8 @@ def _averaged(
 def _rows(sums: torch.Tensor, width: int) -> list[slice]:
     """Rows [k, rows, y, slices] of a slab that are added up at once, so few that what windows of `width` on y say about
     them stays in the cache; all of them on another device than the processor."""
-    k, length, _, slices = sums.shape
-    step = max(1, _AT_ONCE * 8 // min(k, 8) // (width * slices)) if sums.device.type == "cpu" else length
+    _, length, _, slices = sums.shape
+    step = max(1, _AT_ONCE // (width * slices)) if sums.device.type == "cpu" else length
     return [slice(x, min(x + step, length)) for x in range(0, length, step)]
 
 

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from llvmlite.binding import get_host_cpu_features
 
+from viscera.model.head import PARAMETERS, WIDTH
+
 # LLVM uses half of an AVX-512 register unless told otherwise. With all of it this loop is twice as fast.
 if "NUMBA_CPU_FEATURES" not in os.environ and get_host_cpu_features().get("avx512f"):
     numba.config.CPU_FEATURES = get_host_cpu_features().flatten() + ",-prefer-256-bit"
@@ -56,7 +58,7 @@ def _layer(bias: Any, w: Any, x: Any) -> Any:
 @numba.njit("void(f4[:, ::1], f4[:, ::1], f4[:, ::1])", cache=True, **_OPTIONS)
 def _fill(features: Any, parameters: Any, logits: Any) -> None:
     x0, x1, x2, x3, x4, x5, x6, x7 = _eight(features, 0)
-    for k in range(len(parameters)):
+    for k in range(len(parameters)):  # laid out as `HeadWeights.from_parameters` says
         p, out = parameters[k], logits[k]
         weight1, weight2, weight3 = _square(p, 0), _square(p, 64), _eight(p, 128)
         bias1, bias2, bias3 = _eight(p, 136), _eight(p, 144), p[152]
@@ -71,7 +73,7 @@ def compiled_heads(features: torch.Tensor, parameters: torch.Tensor, logits: tor
     Raises ValueError for other shapes: the loop itself would read beyond them.
     """
     k, v = logits.shape
-    if features.shape != (8, v) or parameters.shape != (k, 153):
+    if features.shape != (WIDTH, v) or parameters.shape != (k, PARAMETERS):
         raise ValueError(
             f"features {list(features.shape)} and parameters {list(parameters.shape)} give no logits [{k}, {v}]"
         )

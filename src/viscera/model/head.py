@@ -129,7 +129,8 @@ class ClassHeads:
         self._parameters = parameters.contiguous()
         suits = compiled and parameters.device.type == "cpu" and parameters.dtype == torch.float32
         self._compiled = _compiled_heads() if suits else None
-        self._groups = [(classes, heads.quick()) for classes, heads in _groups(parameters)]
+        torchs = [] if self._compiled is not None else _groups(parameters)
+        self._groups = [(classes, heads.quick()) for classes, heads in torchs]
 
     def __call__(self, features: torch.Tensor) -> torch.Tensor:
         """features [8, ...] in any precision -> logits [K, ...] in that of the parameters."""
