@@ -39,7 +39,7 @@ def test_an_odd_number_of_planes_goes_the_direct_way():
         assert torch.equal(WinogradConv(conv)(x), conv(x))
 
 
-def test_only_convolutions_that_fit_are_replaced_and_the_module_stays_as_it_was():
+def test_only_convolutions_that_fit_are_replaced_and_the_module_stays_as_it_was(monkeypatch):
     kept = [
         nn.Conv3d(1, 32, 3, padding=1),
         nn.Conv3d(32, 32, 1),
@@ -48,7 +48,14 @@ def test_only_convolutions_that_fit_are_replaced_and_the_module_stays_as_it_was(
         nn.Conv3d(32, 32, 3, padding=1, groups=2),
     ]
     module = nn.Sequential(nn.Sequential(nn.Conv3d(32, 32, 3, padding=1), nn.ReLU()), *kept)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     quick = with_winograd(module)
     assert isinstance(quick[0][0], WinogradConv) and isinstance(module[0][0], nn.Conv3d)
     assert quick[0][0].direct is module[0][0]
     assert list(quick[1:]) == kept
+
+
+def test_matrix_tiles_need_no_fewer_multiplications(monkeypatch):
+    module = nn.Sequential(nn.Conv3d(32, 32, 3, padding=1))
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    assert with_winograd(module) is module

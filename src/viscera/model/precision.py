@@ -10,10 +10,15 @@ import torch
 Precision = Literal["auto", "fp32", "bf16"]
 
 
+def has_matrix_tiles() -> bool:
+    """Whether this processor multiplies bfloat16 in tiles (AMX), several times as fast as in vectors."""
+    return bool(torch.cpu._is_amx_tile_supported())
+
+
 def has_fast_bf16(device: torch.device) -> bool:
     """Whether bfloat16 is computed by the hardware: AVX512-BF16 or AMX on a CPU, Ampere or newer with CUDA."""
     if device.type == "cpu":
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+        return bool(torch.cpu._is_avx512_bf16_supported() or has_matrix_tiles())
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from itertools import product
 from typing import TypeVar
 
 import torch
@@ -42,38 +43,57 @@ def conv_of_two(conv: nn.Conv3d, first: torch.Tensor, second: torch.Tensor) -> t
     return out.add_(functional.conv3d(second, conv.weight[:, split:], None, conv.stride, conv.padding))
 
 
+_PLACES = (slice(0, 1), slice(1, -1), slice(-1, None))  # on an axis: the first voxel, the middle ones, the last
+_TAPS_INSIDE = ((0, 1, 1), (1, 1, 1), (1, 1, 0))  # there, which of a filter's three taps see the map
+
+
 class UpThenConv(nn.Module):
     """A transposed convolution (2 x 2 x 2, stride 2) and the convolution after it, as one layer for evaluation.
 
     Two linear layers in a row are one. With 3 x 3 x 3 that is a transposed convolution of 4 x 4 x 4, stride 2, in which
     every output voxel looks at 8 coarse voxels instead of 27 fine ones: less than a third of the multiplications, the
-    same numbers up to rounding. At the border the second layer sees zeros, not the first one's bias; a channel of ones
-    carries that bias.
+    same numbers up to rounding. The first one's bias adds a number to each channel, and less at the border, where the
+    second layer sees zeros: `rim` is what is missing there. (A channel of ones beside the others would carry that bias
+    without a rim, but an odd number of channels takes two or three times as long.)
     """
 
     def __init__(self, up: nn.ConvTranspose3d, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        """weight [out, up's channels, n, n, n], n odd, and bias [out] of the convolution, which pads by n // 2."""
+        """weight [out, up's channels, n, n, n], n 1 or 3, and bias [out] of the convolution, which pads by n // 2."""
         super().__init__()
-        rows = up.weight.detach()  # [in, middle, 2, 2, 2]
+        rows, own = (
+            up.weight.detach().double(),
+            weight.detach().double(),
+        )  # [in, middle, 2, 2, 2], [out, middle, n, n, n]
+        n = own.shape[-1]
+        joint = rows.new_zeros(rows.shape[0], own.shape[0], n + 1, n + 1, n + 1)
+        for x, y, z in product(range(2), repeat=3):
+            part = torch.einsum("im,omxyz->ioxyz", rows[:, :, x, y, z], own.flip(2, 3, 4))
+            joint[:, :, x : x + n, y : y + n, z : z + n] += part
+        constant = own.new_zeros(own.shape[0]) if bias is None else bias.detach().double()
+        self.rim: nn.Parameter | None = None
         if up.bias is not None:
-            rows = torch.cat([rows, up.bias.detach()[None, :, None, None, None].expand(1, -1, 2, 2, 2)])
-        mirrored = weight.detach().flip(2, 3, 4)
-        n = weight.shape[-1]
-        joint = rows.new_zeros(rows.shape[0], weight.shape[0], n + 1, n + 1, n + 1)
-        for x in range(2):
-            for y in range(2):
-                for z in range(2):
-                    part = torch.einsum("im,omxyz->ioxyz", rows[:, :, x, y, z], mirrored)
-                    joint[:, :, x : x + n, y : y + n, z : z + n] += part
-        self.weight = nn.Parameter(joint, requires_grad=False)
-        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
-        self._has_ones, self._padding = up.bias is not None, n // 2
+            of_bias = torch.einsum("m,omxyz->oxyz", up.bias.detach().double(), own)
+            everywhere = of_bias.sum((1, 2, 3))
+            constant = constant + everywhere
+            if n == 3:
+                inside = own.new_tensor(_TAPS_INSIDE)
+                seen = torch.einsum("oijk,xi,yj,zk->oxyz", of_bias, inside, inside, inside)
+                self.rim = _fixed((seen - everywhere.view(-1, 1, 1, 1))[None].to(weight))
+        self.weight, self.bias = _fixed(joint.to(weight)), _fixed(constant.to(weight))
+        self._padding = n // 2
 
     def forward(self, coarse: torch.Tensor) -> torch.Tensor:
         """[B, in, X, Y, Z] -> [B, out, 2X, 2Y, 2Z]"""
-        if self._has_ones:
-            coarse = torch.cat([coarse, torch.ones_like(coarse[:, :1])], 1)
-        return functional.conv_transpose3d(coarse, self.weight, self.bias, stride=2, padding=self._padding)
+        out = functional.conv_transpose3d(coarse, self.weight, self.bias, stride=2, padding=self._padding)
+        if self.rim is not None:
+            for x, y, z in product(range(3), repeat=3):
+                if (x, y, z) != (1, 1, 1):
+                    out[:, :, _PLACES[x], _PLACES[y], _PLACES[z]] += self.rim[:, :, x : x + 1, y : y + 1, z : z + 1]
+        return out
+
+
+def _fixed(values: torch.Tensor) -> nn.Parameter:
+    return nn.Parameter(values, requires_grad=False)
 
 
 class UpJoinConv(nn.Module):
@@ -84,7 +104,7 @@ class UpJoinConv(nn.Module):
         middle, n = up.out_channels, conv.weight.shape[-1]
         self.of_coarse = UpThenConv(up, conv.weight[:, :middle], conv.bias)
         self.of_skip = nn.Conv3d(conv.in_channels - middle, conv.out_channels, n, padding=n // 2, bias=False)
-        self.of_skip.weight = nn.Parameter(conv.weight[:, middle:].detach().clone(), requires_grad=False)
+        self.of_skip.weight = _fixed(conv.weight[:, middle:].detach().clone())
 
     def forward(self, coarse: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
         """coarse [B, in, X, Y, Z], skip [B, C, 2X, 2Y, 2Z] -> [B, out, 2X, 2Y, 2Z]"""

@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional
 
 from viscera.model.backbones.blocks import Module, with_each
+from viscera.model.precision import has_matrix_tiles
 
 _PAIRS = 4  # pairs of planes at a time: what they make stays in the processor's cache
 _FILTERS = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))  # rows: what m0 ... m3 take of g0, g1, g2
@@ -64,8 +65,11 @@ class WinogradConv(nn.Module):
 
 
 def with_winograd(module: Module) -> Module:
-    """The same module with its convolutions of 3 x 3 x 3 of many channels replaced; the rest is shared."""
-    return with_each(module, _replacement)
+    """The same module with its convolutions of 3 x 3 x 3 of many channels replaced; the rest is shared.
+
+    The module itself on a processor with matrix tiles (AMX): there products cost less than the sums that spare them.
+    """
+    return module if has_matrix_tiles() else with_each(module, _replacement)
 
 
 def _replacement(part: nn.Module) -> nn.Module | None:
