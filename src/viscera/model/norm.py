@@ -43,6 +43,7 @@ def normalised(sample: torch.Tensor, groups: int, weight: torch.Tensor, bias: to
     squares = torch.bmm(ones, blocks.square()).double().sum((0, 1)) + rest.square().sum(0)
     mean, square = (each.view(groups, -1).mean(1, keepdim=True) / len(voxels) for each in (sums, squares))
     scale = weight.double().view(groups, -1) * (square - mean.square() + eps).rsqrt()
-    shift = bias.double().view(groups, -1) - mean * scale
-    found = torch.addcmul(shift.flatten().float(), voxels, scale.flatten().float())
+    # The mean goes first: a product of both would lose the digits in which voxels of a map far from 0 differ.
+    found = voxels - mean.expand_as(scale).flatten().float()
+    torch.addcmul(bias.float(), found, scale.flatten().float(), out=found)
     return found.view(1, *sample.shape[2:], -1).permute(0, 4, 1, 2, 3)
