@@ -22,7 +22,7 @@ _SLAB = 64  # slices labelled at once where only the number of components is ask
 class Components:
     """The components of a mask.
 
-    labels   [X, Y, Z], 0 outside, 1..count inside, numbered in scan order
+    labels   [X, Y, Z], 0 outside, 1..count inside, numbered in scan order: that in which the mask lies in memory
     voxels   int64 [count]
     centres  float64 [count, 3]: mean voxel index of each
     boxes    the box around each
@@ -66,7 +66,8 @@ def count_components(mask: BoolArray) -> int:
     total, joined = 0, []  # components of the slabs, and which of them are one
     last: npt.NDArray[np.int64] | None = None  # the numbers in the slice before, 0 outside
     for z in range(0, mask.shape[2], _SLAB):
-        labels, count = labelled(mask[:, :, z : z + _SLAB])
+        # As it lies in memory: cc3d would first turn over a view. What the order changes are the numbers alone.
+        labels, count = labelled(mask[:, :, z : z + _SLAB].copy(order="K"))
         numbers = np.where(labels[:, :, [0, -1]], labels[:, :, [0, -1]] + np.int64(total), 0)
         if last is not None:
             joined.append(_touching(last, numbers[..., 0]))

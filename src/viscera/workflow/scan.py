@@ -124,7 +124,7 @@ class ScanMasks:
 
     def whole(self, key: str) -> BoolArray:
         """Class `key` on the whole scan in the scan's own axis order: bool [x, y, z]."""
-        out = np.zeros(self.prepared.scan_shape, bool)
+        out = np.zeros(self.prepared.scan_shape, bool, order="F")
         crop = self.ras(key)
         out[crop.box.slices] = crop.mask
         return self.reorientation.undo(out)
@@ -144,7 +144,7 @@ class ProbabilityMaps:
         """256 times the probability of class `key`, rounded down, on the scan in its own axis order; 0 where lower."""
         s, p = self.scan_masks, self.scan_masks.prepared
         box, slabs = values_on_scan(s.masks[key], p.grid_shape, p.grid_spacing_mm, p.scan_shape, p.scan_spacing_mm)
-        out = np.zeros(p.scan_shape, np.uint8)
+        out = np.zeros(p.scan_shape, np.uint8, order="F")
         inside = out[box.slices]
         for z, value in slabs:
             probability = probability_of(value, self.thresholds[key])
