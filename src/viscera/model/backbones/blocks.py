@@ -60,10 +60,8 @@ class UpThenConv(nn.Module):
     def __init__(self, up: nn.ConvTranspose3d, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         """weight [out, up's channels, n, n, n], n 1 or 3, and bias [out] of the convolution, which pads by n // 2."""
         super().__init__()
-        rows, own = (
-            up.weight.detach().double(),
-            weight.detach().double(),
-        )  # [in, middle, 2, 2, 2], [out, middle, n, n, n]
+        # [in, middle, 2, 2, 2] and [out, middle, n, n, n]; rounded to float32 once, at the end
+        rows, own = up.weight.detach().double(), weight.detach().double()
         n = own.shape[-1]
         joint = rows.new_zeros(rows.shape[0], own.shape[0], n + 1, n + 1, n + 1)
         for x, y, z in product(range(2), repeat=3):
