@@ -16,20 +16,19 @@ if TYPE_CHECKING:
 # mallopt(3): options, what keeps all, and what glibc settles at by itself in a process with large arrays.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 _ALL = 2**30
-_LEAST_APART = 2**18  # bytes
 _USUAL = {_TRIM_THRESHOLD: 64 * 2**20, _MMAP_THRESHOLD: 32 * 2**20}
 
 
 def apart(tensor: torch.Tensor) -> torch.Tensor:
     """A contiguous copy in memory of its own, which goes back to the system as soon as nobody holds it.
 
-    For what outlives many others: left among arrays that come and go, it would break their place into holes that
-    nothing fits into again. A tensor that is not in the main memory, or is small, is copied as always.
+    For what outlives many others, however small: left among arrays that come and go, it would break their place into
+    holes that nothing fits into again. A tensor that is not in the main memory is copied as always.
     """
     import torch
 
     size = tensor.numel() * tensor.element_size()
-    if tensor.device.type != "cpu" or size < _LEAST_APART:
+    if tensor.device.type != "cpu" or size == 0:
         return tensor.clone(memory_format=torch.contiguous_format)
     return torch.frombuffer(mmap.mmap(-1, size), dtype=tensor.dtype).view(tensor.shape).copy_(tensor)
 

@@ -80,7 +80,7 @@ class SoftMaskCollector:
         below, first = self._last[k], logits[:, :, :1]
         if below is not None:
             self._keep_between(k, z, torch.cat([below, first], -1))
-        self._last[k] = logits[:, :, -1:].clone()
+        self._last[k] = apart(logits[:, :, -1:])
 
     def _keep_inside(self, k: int, z: int, logits: torch.Tensor) -> None:
         """Keeps the levels around what is in of a slab; only there are they computed."""

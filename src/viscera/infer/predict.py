@@ -139,7 +139,7 @@ def _slabs(
 
     def keep(encoded: tuple[torch.Tensor, torch.Tensor], z: slice) -> tuple[torch.Tensor, torch.Tensor]:
         features, embedding = encoded
-        return apart(features[..., z]), embedding
+        return apart(features[..., z]), apart(embedding)
 
     def decode(encoded: tuple[torch.Tensor, torch.Tensor], classes: slice) -> Logits:
         features, embedding = encoded
