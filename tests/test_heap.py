@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import subprocess
 import sys
 
@@ -80,3 +81,9 @@ def test_a_copy_apart_is_a_copy(dtype, side):
     assert copy.is_contiguous() and torch.equal(copy, tensor)
     copy.zero_()
     assert tensor.any()
+
+
+@pytest.mark.parametrize("values", [1, 256, 2_000_000])
+def test_what_lies_apart_has_pages_of_its_own_however_small(values):
+    kept = apart(torch.arange(2 * values)[values:])
+    assert kept.tolist()[:1] == [values] and kept.data_ptr() % mmap.PAGESIZE == 0

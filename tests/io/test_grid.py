@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from scipy.interpolate import RegularGridInterpolator
 
 from viscera.io.grid import (
     imaged_box,
+    linear_taps,
     mask_on_scan,
     resample_image,
     resample_labels,
@@ -79,6 +81,19 @@ def test_a_ball_keeps_its_volume_and_place_on_another_grid(spacing):
     assert volume == pytest.approx(4 / 3 * np.pi * radius**3, rel=0.03)
     middle = (np.argwhere(mask).mean(0) + box.start) * spacing
     assert middle == pytest.approx(centre, abs=0.4)
+
+
+def test_an_axis_as_a_matrix_is_the_same():
+    taps = linear_taps(np.array([0.0, 0.5, 2.0, 9.0]), 3)
+    assert (torch.tensor([10.0, 20.0, 40.0]) @ taps.matrix(3)).tolist() == [10, 15, 40, 40]
+    values = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(values @ taps.matrix(3), taps(values, 2))
+
+
+def test_a_mask_lies_in_memory_as_a_scan_in_a_file():
+    soft = SoftMask.of(np.ones((4, 5, 6), bool))
+    _, mask = mask_on_scan(soft, (4, 5, 6), (1.0, 1.0, 1.0), (8, 9, 11), (0.5, 0.5, 0.5))
+    assert mask.shape == (8, 9, 11) and mask.flags.f_contiguous and mask.all()
 
 
 def test_an_empty_mask_stays_empty():
