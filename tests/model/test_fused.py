@@ -22,6 +22,11 @@ def test_up_sampling_and_convolution_are_one_layer(size, bias):
         torch.testing.assert_close(found, conv(up(coarse)), rtol=1e-5, atol=1e-5)
 
 
+def test_another_size_is_refused():
+    with pytest.raises(ValueError, match="5 voxels wide"):
+        UpThenConv(nn.ConvTranspose3d(1, 1, 2, stride=2), torch.ones(1, 1, 5, 5, 5), None)
+
+
 def test_with_the_skip_it_is_the_convolution_of_both():
     torch.manual_seed(0)
     up, conv = nn.ConvTranspose3d(3, 4, 2, stride=2), nn.Conv3d(4 + 2, 5, 3, padding=1)

@@ -54,15 +54,20 @@ class UpThenConv(nn.Module):
     every output voxel looks at 8 coarse voxels instead of 27 fine ones: less than a third of the multiplications, the
     same numbers up to rounding. The first one's bias adds a number to each channel, and less at the border, where the
     second layer sees zeros: `rim` is what is missing there. (A channel of ones beside the others would carry that bias
-    without a rim, but an odd number of channels takes two or three times as long.)
+    without a rim, but oneDNN is far slower with an odd number of channels.)
     """
 
     def __init__(self, up: nn.ConvTranspose3d, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        """weight [out, up's channels, n, n, n], n 1 or 3, and bias [out] of the convolution, which pads by n // 2."""
+        """weight [out, up's channels, n, n, n] and bias [out] of the convolution, which pads by n // 2.
+
+        Raises ValueError unless n is 1 or 3.
+        """
         super().__init__()
         # [in, middle, 2, 2, 2] and [out, middle, n, n, n]; rounded to float32 once, at the end
         rows, own = up.weight.detach().double(), weight.detach().double()
         n = own.shape[-1]
+        if n not in (1, 3):
+            raise ValueError(f"the convolution is {n} voxels wide; only 1 and 3 are known")
         joint = rows.new_zeros(rows.shape[0], own.shape[0], n + 1, n + 1, n + 1)
         for x, y, z in product(range(2), repeat=3):
             part = torch.einsum("im,omxyz->ioxyz", rows[:, :, x, y, z], own.flip(2, 3, 4))
