@@ -43,15 +43,16 @@ def test_each_computes_alone_and_records_no_gradients(threads):
         assert {thread for thread, *_ in seen} == {threading.current_thread()}
 
 
-def test_an_error_is_raised_and_ends_the_work(threads):
+@pytest.mark.parametrize("bad", [0, 1, 3])  # in the thread whose result is asked for first, and in another one
+def test_an_error_is_raised_and_ends_the_work(threads, bad):
     done = []
 
     def work(task):
-        if task == 3:
-            raise ValueError("task 3")
+        if task == bad:
+            raise ValueError(f"task {bad}")
         time.sleep(0.002)
         done.append(task)
 
-    with pytest.raises(ValueError, match="task 3"):
+    with pytest.raises(ValueError, match=f"task {bad}"):
         in_threads(work, range(1000), CPU)
     assert len(done) < 500

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -25,18 +26,24 @@ def in_threads(work: Callable[[Task], None], tasks: Sequence[Task], device: torc
 
     left = iter(tasks)  # shared: whoever is free takes the next one, which costs less than a future for each
 
+    @contextmanager
+    def nothing_left() -> Iterator[None]:
+        """After an error or Ctrl-C nobody goes on."""
+        try:
+            yield
+        finally:
+            for _ in left:
+                pass
+
     def work_on(_: int) -> None:
         torch.set_num_threads(1)
-        with torch.inference_mode():  # a new thread records gradients unless told otherwise
+        with torch.inference_mode(), nothing_left():  # a new thread records gradients unless told otherwise
             for task in left:
                 work(task)
 
     try:
-        with ThreadPoolExecutor(threads) as pool:
-            try:
-                list(pool.map(work_on, range(threads)))  # an error in a thread is raised here
-            finally:
-                for _ in left:  # after an error or Ctrl-C nobody goes on
-                    pass
+        # An error in a thread is raised here, but only when those before it have ended: each sees to it by itself.
+        with ThreadPoolExecutor(threads) as pool, nothing_left():
+            list(pool.map(work_on, range(threads)))
     finally:
         torch.set_num_threads(threads)  # the number is each thread's own, but a thread begins with the one set last
