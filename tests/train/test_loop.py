@@ -106,15 +106,17 @@ def test_a_damaged_state_is_an_error(plan, tmp_path):
 
 
 def test_micro_batches_give_the_gradient_of_the_whole_batch(plan):
-    """Group norm does not look at the rest of its batch, so parts add up to the whole."""
+    """Group norm does not look at the rest of its batch, so parts add up to the whole. In float64: in float32 a ReLU
+    whose input is 0 but for rounding lets a gradient pass or not, which on some processors is 3e-4 of the whole."""
     tiny = plan(
         model="segresnet",
         model_settings={"backbone_settings": {}, "preprocessing": {"spacing_mm": [10.0] * 3}},
         loop=dict(batch_size=4),
     )
-    model = first_model(tiny.recipe, tiny.classes).train()
+    model = first_model(tiny.recipe, tiny.classes).double().train()
     source = tiny.source()
     batch = next(iter(patch_loader(source, batch_size=4, start_step=0, stop_step=1, workers=0)))
+    batch = replace(batch, image=batch.image.double())
     gradients = []
     for size in (4, 1):
         model.zero_grad()
@@ -122,7 +124,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(plan):
             step_loss(model, model, batch.part(start, start + size), tiny.recipe, batch.pairs)[1].total.backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     whole, parts = gradients
-    assert float((whole - parts).norm()) < 1e-4 * float(whole.norm())
+    assert float((whole - parts).norm()) < 1e-9 * float(whole.norm())
 
 
 def test_the_loss_on_every_second_voxel_is_that_of_the_whole_logits_there(plan):

@@ -79,13 +79,13 @@ class UniversalModel(nn.Module):
     def decode(
         self, features: torch.Tensor, image_embedding: torch.Tensor, classes: Sequence[int] | None = None
     ) -> torch.Tensor:
-        """The text-driven segmentor: logits [B, K, X, Y, Z] of `classes`, in float32.
+        """The text-driven segmentor: logits [B, K, X, Y, Z] of `classes`, in the precision of the weights.
 
         features         [B, 8, X, Y, Z], or any crop of what `encode` gave: each voxel stands for itself
         image_embedding  [B, 256]
         """
         with torch.autocast(features.device.type, enabled=False):
-            parameters = self.head_parameters(image_embedding.float(), classes)
+            parameters = self.head_parameters(image_embedding, classes)
             logits = [apply_heads(f, p)[None] for f, p in zip(features, parameters, strict=True)]
             return logits[0] if len(logits) == 1 else torch.cat(logits)  # which would copy a single one
 
@@ -99,14 +99,15 @@ class UniversalModel(nn.Module):
         compiled         see `ClassHeads`
         """
         with torch.autocast(image_embedding.device.type, enabled=False):
-            return [ClassHeads(p, compiled=compiled) for p in self.head_parameters(image_embedding.float(), classes)]
+            return [ClassHeads(p, compiled=compiled) for p in self.head_parameters(image_embedding, classes)]
 
     def head_parameters(self, image_embedding: torch.Tensor, classes: Sequence[int] | None) -> torch.Tensor:
-        """What the controller makes of image and text: [B, K, 153]."""
+        """What the controller makes of image and text: [B, K, 153], in the precision of its weights."""
         text = self.text_part()
         if classes is not None:
             text = text[list(classes)]
-        image = functional.linear(image_embedding, self.controller.weight[:, :EMBEDDING].flatten(1))
+        weight = self.controller.weight[:, :EMBEDDING].flatten(1)
+        image = functional.linear(image_embedding.to(weight.dtype), weight)
         return image[:, None] + text
 
     @torch.no_grad()

@@ -58,6 +58,7 @@ class DiNTSBackbone(Backbone):
         net = DiNTS(dints_space=space, in_channels=1, num_classes=1, use_downsample=True, node_a=np.array(node_active))
         self.bottleneck_channels, self.feature_channels = net.filter_nums[depths], net.filter_nums[0]
         self.dints_space, self.stem_down, self.stem_up = net.dints_space, net.stem_down, net.stem_up
+        self._paths = path_active
         self._first_active = [bool(active) for active in node_active[0]]
         self._last_active = [bool(active) for active in node_active[-1]]
 
@@ -67,13 +68,25 @@ class DiNTSBackbone(Backbone):
         for depth, active in enumerate(self._first_active):
             x = self.stem_down[str(depth)](image)
             inputs.append(x if active else torch.zeros_like(x))
-        outputs = self.dints_space(inputs)
+        outputs = self._searched(inputs)
         # From the deepest level that the searched network ends with, up.
         deepest = max(depth for depth, active in enumerate(self._last_active) if active)
         x = self.stem_up[str(deepest)](outputs[deepest])
         for depth in range(deepest - 1, -1, -1):
             x = self.stem_up[str(depth)](outputs[depth] + x)
         return outputs[-1], x
+
+    def _searched(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        """What MONAI's space computes. There the paths are asked of a tensor, which no exporter can follow."""
+        space = self.dints_space
+        for block, paths in enumerate(self._paths):
+            sums = [maps[0].new_zeros(())] * len(maps)
+            for path, active in enumerate(paths):
+                if active:
+                    found = space.cell_tree[str((block, path))](maps[space.arch_code2in[path]], None)
+                    sums[space.arch_code2out[path]] = sums[space.arch_code2out[path]] + found
+            maps = sums
+        return maps
 
 
 def build(

@@ -55,7 +55,9 @@ class FusedFirst(nn.Module):
         """[B, 1, X, Y, Z] -> [B, C, X, Y, Z]"""
         block = self.block
         out: torch.Tensor = block.norm2(block.conv2(block.lrelu(block.norm1(block.conv1(image)))))
-        variance, mean = torch.var_mean(image, (2, 3, 4), correction=0, keepdim=True)
+        # One number a sample, not a map of one voxel: with a map's shape OpenVINO merges what follows, of C channels,
+        # into the mean of one channel, and fails on processors with AVX2 alone.
+        variance, mean = (x.view(-1, 1, 1, 1, 1) for x in torch.var_mean(image.flatten(1), 1, correction=0))
         factor = self.weight.view(1, -1, 1, 1, 1)
         factor = factor * (factor.square() * variance + block.norm3.eps).rsqrt()
         return block.lrelu(out.addcmul_((image - mean).to(out), factor.to(out)))
