@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Literal
 
 import torch
@@ -23,10 +25,20 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 
 def resolved_precision(precision: Precision, device: torch.device) -> Precision:
-    """The precision with "auto" replaced by the faster one on `device`."""
-    if precision != "auto":
-        return precision
-    return "bf16" if has_fast_bf16(device) else "fp32"
+    """The precision with "auto" replaced by the faster one on `device`. Warns, once, of a bf16 that is slow there."""
+    if precision == "auto":
+        return "bf16" if has_fast_bf16(device) else "fp32"
+    if precision == "bf16" and device.type == "cpu" and not has_fast_bf16(device):
+        _tell_that_bf16_is_slow()
+    return precision
+
+
+@cache
+def _tell_that_bf16_is_slow() -> None:
+    logging.getLogger(__name__).warning(
+        "This processor computes no bfloat16, as far as torch can tell. It can be imitated, mostly many times slower "
+        "than float32: leave the precision at auto, or set fp32."
+    )
 
 
 def computing_in(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
