@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from viscera.io.aside import in_slabs
 from viscera.masks import LEVEL_VALUE, BoolArray, SoftMask
 from viscera.shapes import Box, SpacingMm, Triple, triple
 
@@ -130,7 +131,7 @@ def imaged_box(hu: npt.NDArray[Any]) -> Box:
     """
     start, stop = [0, 0, 0], list(hu.shape)
     for axis in range(3):
-        planes = np.moveaxis(hu, axis, 0)
+        planes = np.split(hu, hu.shape[axis], axis)  # views
         while stop[axis] > start[axis] and _is_constant(planes[stop[axis] - 1]):
             stop[axis] -= 1
         while stop[axis] > start[axis] and _is_constant(planes[start[axis]]):
@@ -140,7 +141,9 @@ def imaged_box(hu: npt.NDArray[Any]) -> Box:
 
 
 def _is_constant(plane: npt.NDArray[Any]) -> bool:
-    return bool((plane == plane[0, 0]).all())
+    """plane: [X, Y, Z], one voxel thick on one axis; of a scan set aside, a plane along z touches every page."""
+    value = plane[0, 0, 0]
+    return all((part == value).all() for _, part in in_slabs(plane))
 
 
 def mask_on_scan(

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from viscera.data.anatomy import anatomy
+from viscera.io.aside import in_slabs
 from viscera.taxonomy import Structure, read_table
 
 _SAMPLE_VOXELS = 1_000_000  # enough for shares
@@ -91,7 +93,7 @@ def scan_flags(
 def _tissue(hu: npt.NDArray[Any], voxel_volume_mm3: float, limits: Mapping[str, Any]) -> dict[str, float]:
     """ml denser than air, and which shares of that are as dense as fat and as soft tissue; from a raster of voxels."""
     step = max(1, round((hu.size / _SAMPLE_VOXELS) ** (1 / 3)))
-    sample = hu[::step, ::step, ::step]
+    sample = np.concatenate([np.array(part) for _, part in in_slabs(hu[::step, ::step, ::step])], 2)
     dense = sample[sample > limits["dense_hu"]]
 
     def share(span: tuple[float, float]) -> float:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal
 
 from viscera.errors import InputError
-from viscera.io.dicom.read import is_one_study
 from viscera.io.find import case_names, scan_files
 from viscera.model.universal import UniversalModel
 from viscera.report.as_json import plain
@@ -80,8 +79,11 @@ def _scans_in(folder: Path, series: str | None) -> list[Path]:
     scans = [path for path in scan_files(folder) if path not in written]
     if not scans:
         raise InputError(f"{folder} holds no scans, only results of earlier runs.")
-    if series is not None and all(path.is_dir() for path in scans) and is_one_study(folder):
-        return [folder]
+    if series is not None and all(path.is_dir() for path in scans):
+        from viscera.io.dicom.read import is_one_study  # pydicom takes a while to load: only where it is needed
+
+        if is_one_study(folder):
+            return [folder]
     return scans
 
 
