@@ -81,6 +81,21 @@ def test_an_export_is_made_once_and_again_for_other_weights_and_sizes(model, cac
 
 
 @needs_openvino
+def test_another_code_of_the_network_is_another_export(model, cache, monkeypatch):
+    encoded(model, "openvino")
+    monkeypatch.setattr(exported, "_code_sha256", lambda: "another")
+    encoded(model, "openvino")
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_the_code_of_the_network_is_what_its_modules_hold(monkeypatch):
+    read = []
+    monkeypatch.setattr(exported.Path, "read_bytes", lambda path: read.append(path.name) or b"")
+    exported._code_sha256.__wrapped__()
+    assert {"unet.py", "blocks.py", "norm.py", "universal.py", "runtime.py", "exported.py"} <= set(read)
+
+
+@needs_openvino
 def test_a_damaged_export_is_made_again(model, cache):
     before = encoded(model, "openvino")
     (next(cache.iterdir()) / "vision.xml").write_text("<net")

@@ -1,8 +1,9 @@
 """The vision branch outside torch: exported once per model and image size, kept in the user's cache, run by OpenVINO.
 
 The cache holds a folder for every export, named by a hash of everything that makes it: the model's numbers and
-settings, the image size, and the versions of viscera, torch and OpenVINO. A change of any is another name, so nothing
-stale is ever read; the oldest go when there are many. A folder is written beside and renamed: it is whole or not there.
+settings, the image size, the code of the network, and the versions of viscera, torch and OpenVINO. A change of any is
+another name, so nothing stale is ever read; the oldest go when there are many. A folder is written beside and renamed:
+it is whole or not there.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -106,8 +108,17 @@ def _converted(program: torch.export.ExportedProgram) -> Any:
 def _key(model: UniversalModel, shape: Triple) -> str:
     import openvino as ov
 
-    parts = (model_sha256(model), shape, __version__, torch.__version__, ov.__version__)
+    parts = (model_sha256(model), shape, _code_sha256(), __version__, torch.__version__, ov.__version__)
     return f"{model.config.backbone}-{sha256(repr(parts).encode()).hexdigest()[:20]}"
+
+
+@cache
+def _code_sha256() -> str:
+    """Of the modules that say what is exported: who works on them has one version for many networks."""
+    infer = Path(__file__).parent
+    network = (infer.parent / "model").rglob("*.py")
+    modules = [*sorted(network), infer / "runtime.py", infer / "exported.py"]
+    return sha256(b"".join(module.read_bytes() for module in modules)).hexdigest()
 
 
 def _keep(made: Any, place: Path) -> None:
