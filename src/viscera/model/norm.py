@@ -9,11 +9,13 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-_BLOCK = 512  # voxels
+_BLOCK = 512  # voxels whose sum float32 holds
+_AT_ONCE = 32 * _BLOCK  # voxels that stay in the processor's cache between two passes
 
 
 class CPUGroupNorm(nn.GroupNorm):
-    """The same layer as `norm` for evaluation on a CPU: exact in float32 whatever the layout."""
+    """The same layer as `norm` for evaluation on a CPU: exact in float32 whatever the layout. It may overwrite its
+    input."""
 
     def __init__(self, norm: nn.GroupNorm) -> None:
         super().__init__(norm.num_groups, norm.num_channels, norm.eps)
@@ -34,16 +36,27 @@ def is_summed_badly(maps: torch.Tensor) -> bool:
 
 def normalised(sample: torch.Tensor, groups: int, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
     """sample [1, C, X, Y, Z] -> the same with mean 0 and variance 1 in each group of channels, times weight plus bias
-    [C]; channels-last, without gradients."""
-    voxels = sample.permute(0, 2, 3, 4, 1).flatten(0, 3)
-    even = len(voxels) // _BLOCK * _BLOCK
-    blocks, rest = voxels[:even].view(-1, _BLOCK, voxels.shape[1]), voxels[even:].double()
-    ones = voxels.new_ones(1, 1, _BLOCK).expand(len(blocks), 1, _BLOCK)
-    sums = torch.bmm(ones, blocks).double().sum((0, 1)) + rest.sum(0)
-    squares = torch.bmm(ones, blocks.square()).double().sum((0, 1)) + rest.square().sum(0)
+    [C]; channels-last, without gradients. In place, and few voxels at a time: the maps of a network are what its memory
+    is needed for."""
+    voxels = sample.permute(0, 2, 3, 4, 1).flatten(0, 3)  # a view
+    sums, squares = (voxels.new_zeros(voxels.shape[1], dtype=torch.float64) for _ in range(2))
+    for part in torch.split(voxels, _AT_ONCE):
+        sums += _sum(part)
+        squares += _sum(part.square())
     mean, square = (each.view(groups, -1).mean(1, keepdim=True) / len(voxels) for each in (sums, squares))
     scale = weight.double().view(groups, -1) * (square - mean.square() + eps).rsqrt()
-    # The mean goes first: a product of both would lose the digits in which voxels of a map far from 0 differ.
-    found = voxels - mean.expand_as(scale).flatten().float()
-    torch.addcmul(bias.float(), found, scale.flatten().float(), out=found)
-    return found.view(1, *sample.shape[2:], -1).permute(0, 4, 1, 2, 3)
+    centre, factor, offset = mean.expand_as(scale).flatten().float(), scale.flatten().float(), bias.float()
+    for part in torch.split(voxels, _AT_ONCE):
+        # The mean goes first: a product of both would lose the digits in which voxels of a map far from 0 differ.
+        part.sub_(centre)
+        torch.addcmul(offset, part, factor, out=part)
+    return sample
+
+
+def _sum(voxels: torch.Tensor) -> torch.Tensor:
+    """[voxels, C] -> float64 [C]"""
+    even = len(voxels) // _BLOCK * _BLOCK
+    blocks = voxels[:even].view(-1, _BLOCK, voxels.shape[1])
+    ones = voxels.new_ones(1, 1, _BLOCK).expand(len(blocks), 1, _BLOCK)
+    sums: torch.Tensor = torch.bmm(ones, blocks).double().sum((0, 1)) + voxels[even:].double().sum(0)
+    return sums

@@ -24,6 +24,8 @@ class SampleNorm(nn.BatchNorm3d):
     published checkpoints load, and are neither read nor written.
 
     `functional.instance_norm` gives the same numbers but took twice as long under bf16 with channels_last.
+
+    Without gradients it may overwrite its input, which is a convolution's result that nobody else needs.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -44,7 +46,7 @@ def conv_of_two(conv: nn.Conv3d, first: torch.Tensor, second: torch.Tensor) -> t
 
 
 _PLACES = (slice(0, 1), slice(1, -1), slice(-1, None))  # on an axis: the first voxel, the middle ones, the last
-_IN_SIX = (0, 2, 5)  # a voxel of each of them, of six
+_TAPS_INSIDE = ((0, 1, 1), (1, 1, 1), (1, 1, 0))  # there, which of a filter's three taps see the map
 
 
 class UpThenConv(nn.Module):
@@ -53,9 +55,9 @@ class UpThenConv(nn.Module):
     Two linear layers in a row are one. With 3 x 3 x 3 that is a transposed convolution of 4 x 4 x 4, stride 2, in which
     every output voxel looks at 8 coarse voxels instead of 27 fine ones: less than a third of the multiplications, the
     same numbers up to rounding. The first one's bias adds a number to each channel, and less at the border, where the
-    second layer sees zeros: `missing` is what ones beyond the border of the coarse map would take away there. (A
-    channel of ones beside the others would carry that bias alone, but oneDNN is far slower with an odd number of
-    channels.)
+    second layer sees zeros: `rim` is what is missing there, and `missing` what it is made of, the weights of ones that
+    would lie beyond the coarse map. (A channel of ones beside the others would carry that bias alone, but oneDNN is
+    far slower with an odd number of channels.)
     """
 
     def __init__(self, up: nn.ConvTranspose3d, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
@@ -71,27 +73,32 @@ class UpThenConv(nn.Module):
             raise ValueError(f"the convolution is {n} voxels wide; only 1 and 3 are known")
         constant = own.new_zeros(own.shape[0]) if bias is None else bias.detach().double()
         joint = _joint(rows, own)
+        self.rim: nn.Parameter | None = None
         self.missing: nn.Parameter | None = None
         if up.bias is not None:
-            of_bias = up.bias.detach().double()
-            constant = constant + torch.einsum("m,omxyz->o", of_bias, own)
+            ones = up.bias.detach().double().view(1, -1, 1, 1, 1)  # as the weights of one more channel
+            of_bias = (ones[0] * own).sum(1)
+            everywhere = of_bias.sum((1, 2, 3))
+            constant = constant + everywhere
             if n == 3:
-                self.missing = _fixed(-_joint(of_bias.view(1, -1, 1, 1, 1).expand(-1, -1, 2, 2, 2), own).to(weight))
+                inside = own.new_tensor(_TAPS_INSIDE)
+                seen = torch.einsum("oijk,xi,yj,zk->oxyz", of_bias, inside, inside, inside)
+                self.rim = _fixed((seen - everywhere.view(-1, 1, 1, 1))[None].to(weight))
+                self.missing = _fixed(-_joint(ones.expand(-1, -1, 2, 2, 2), own).to(weight))
         self.weight, self.bias = _fixed(joint.to(weight)), _fixed(constant.to(weight))
         self._padding = n // 2
 
     def forward(self, coarse: torch.Tensor) -> torch.Tensor:
         """[B, in, X, Y, Z] -> [B, out, 2X, 2Y, 2Z]"""
         out = functional.conv_transpose3d(coarse, self.weight, self.bias, stride=2, padding=self._padding)
-        if self.missing is None:
+        if self.rim is None or self.missing is None:
             return out
         if torch.compiler.is_compiling():  # an exporter makes a copy of the whole map of each part written in place
-            return out + _rim(torch.zeros_like(coarse[:1, :1]), self.missing)
-        rim = _rim(coarse.new_zeros(1, 1, 3, 3, 3), self.missing)
+            beyond = functional.pad(torch.zeros_like(coarse[:1, :1]), (1,) * 6, value=1.0)
+            return out + functional.conv_transpose3d(beyond, self.missing, stride=2, padding=3)
         for x, y, z in product(range(3), repeat=3):
             if (x, y, z) != (1, 1, 1):
-                i, j, k = _IN_SIX[x], _IN_SIX[y], _IN_SIX[z]
-                out[:, :, _PLACES[x], _PLACES[y], _PLACES[z]] += rim[:, :, i : i + 1, j : j + 1, k : k + 1]
+                out[:, :, _PLACES[x], _PLACES[y], _PLACES[z]] += self.rim[:, :, x : x + 1, y : y + 1, z : z + 1]
         return out
 
 
@@ -104,12 +111,6 @@ def _joint(up: torch.Tensor, conv: torch.Tensor) -> torch.Tensor:
         part = torch.einsum("im,omxyz->ioxyz", up[:, :, x, y, z], conv.flip(2, 3, 4))
         joint[:, :, x : x + n, y : y + n, z : z + n] += part
     return joint
-
-
-def _rim(zeros: torch.Tensor, missing: torch.Tensor) -> torch.Tensor:
-    """zeros [1, 1, X, Y, Z] -> [1, out, 2X, 2Y, 2Z]: 0 but in the outermost voxels."""
-    beyond = functional.pad(zeros, (1,) * 6, value=1.0)
-    return functional.conv_transpose3d(beyond, missing, stride=2, padding=3)
 
 
 def _fixed(values: torch.Tensor) -> nn.Parameter:
