@@ -11,7 +11,8 @@ by 1e-5 at most, for logits spread as those on which this bar was set (standard 
 
 float32 rounds, in the plain way too: a last line says how far both are from float64 on a patch of 32^3.
 
-A processor without bfloat16 would imitate it for an hour: there only float32 is measured, and its bar is not met.
+A processor without bfloat16 would imitate it for an hour: there only float32 is measured, and the bar of bf16
+counts as missed.
 """
 
 from __future__ import annotations

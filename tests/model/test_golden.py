@@ -71,7 +71,8 @@ def test_the_imported_checkpoint_gives_the_golden_logits(golden, shared_dir, tmp
         logits = model(torch.from_numpy(image))[0]
     with np.load(shared_dir / "golden" / f"{golden}_seed1.npz") as stored:
         expected = dict(stored)
-    # Both are float32, added up in another order on every kind of processor; DiNTS, the deepest, differs by 2.04e-4.
-    assert np.abs(logits[:, ::4, ::4, ::4].numpy() - expected["logits_stride4"]).max() <= 4e-4 * expected["std"]
+    # DiNTS is the deepest: its golden numbers are 5.1e-4 from float64, ours 2.04e-4 from them on one kind of processor.
+    most = 4e-4 if golden == "dints" else 2e-4
+    assert np.abs(logits[:, ::4, ::4, ::4].numpy() - expected["logits_stride4"]).max() <= most * expected["std"]
     assert float(logits.mean()) == pytest.approx(float(expected["mean"]), abs=1e-4)
     assert float(logits.std()) == pytest.approx(float(expected["std"]), rel=1e-4)
