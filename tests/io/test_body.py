@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
+from scipy import ndimage
 
-from viscera.io.body import find_body
+from viscera.io.body import _over_cubes, find_body
 from viscera.shapes import Box
 
 
@@ -54,3 +56,13 @@ def test_lungs_that_the_scan_cuts_off_count_as_body():
     hu = np.full((80, 80, 40), -850, np.int16)
     hu[:, :10] = hu[:, 70:] = 40  # walls in front and behind only
     assert find_body(hu, (3.0, 3.0, 3.0)).reaches(Box((0, 35, 10), (5, 45, 20)))
+
+
+@pytest.mark.parametrize("shape", [(12, 9, 7), (2, 9, 7), (12, 1, 7), (3, 3, 3)])
+def test_neighbours_are_joined_as_scipy_joins_them_in_a_cube(shape):
+    mask = ndimage.gaussian_filter(np.random.default_rng(3).normal(size=shape), 0.8) > 0
+    cube = np.ones([3 if n >= 3 else 1 for n in shape], bool)
+    eroded, grown = _over_cubes(np.logical_and, mask), _over_cubes(np.logical_or, mask)
+    np.testing.assert_array_equal(eroded, ndimage.binary_erosion(mask, cube, border_value=1))
+    np.testing.assert_array_equal(grown, ndimage.binary_dilation(mask, cube))
+    assert 0 < eroded.sum() < mask.sum() < grown.sum() or shape == (3, 3, 3)

