@@ -26,7 +26,7 @@ demo: $(READY) ## segment a real CT and say where to look
 	$(BIN)/viscera demo
 
 test: $(READY) ## run the tests (minutes)
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow" -n auto --maxprocesses 4 --dist worksteal
 
 test-slow: $(READY) ## run the long tests too (training)
 	$(BIN)/python -m pytest -q -m slow
