@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from viscera.io.aside import in_slabs, let_go, set_aside
+from viscera.io.grid import resample_image
 from viscera.io.volume import Volume
 
 
@@ -49,3 +50,15 @@ def test_slab_by_slab_it_is_the_whole():
         parts = list(in_slabs(whole))
         assert np.array_equal(np.concatenate([part for _, part in parts], axis=2), whole)
         assert all(np.array_equal(whole[:, :, z], part) for z, part in parts)
+
+
+@pytest.mark.parametrize(("order", "times"), [("F", 3), ("C", 0)])
+def test_it_is_let_go_slab_by_slab_while_it_is_resampled_unless_every_slab_needs_all_pages(order, times, monkeypatch):
+    array = np.random.default_rng(0).integers(-1000, 1000, (20, 18, 70)).astype(np.int16)
+    stored = np.asarray(array, order=order)
+    aside = set_aside(Volume(stored, np.eye(4)), least_bytes=1).array
+    calls = []
+    monkeypatch.setattr("viscera.io.grid.let_go", lambda part: calls.append(part) or let_go(part))
+    found = resample_image(aside, (1.0, 1.0, 1.0), (2.0, 2.0, 1.0), smooth=True)
+    assert np.array_equal(found, resample_image(array, (1.0, 1.0, 1.0), (2.0, 2.0, 1.0), smooth=True))
+    assert len([part for part in calls if isinstance(part, np.memmap)]) == times

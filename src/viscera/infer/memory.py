@@ -2,7 +2,7 @@
 
     program + weights + scan + network's grid + network at work + finished masks
 
-(a large scan is in a file while the network works: `viscera.io.aside`).
+(a large scan is in a file as soon as it is read: `viscera.io.aside`).
 
 What can be chosen is only the network at work: one pass or windows, how large the windows are, and how many logits
 are averaged at once. The rest is as it is, so a limit below it cannot be kept. The numbers are in
@@ -88,12 +88,11 @@ def needed_bytes(
         held += 1_000_000 * _table()["openvino_mb"] + weights
     image = prod(sizes.image)
     scan = _SCAN_BYTES * prod(sizes.scan)
-    preparing = scan + _RESAMPLED_BYTES * (prod(sizes.grid) + image)
+    preparing = _RESAMPLED_BYTES * (prod(sizes.grid) + image)
     network = _GRID_BYTES * image + _at_work(model, sizes.image, tiling, overlap, precision) + _MASK_BYTES * image
-    if scan < ASIDE_BYTES:
-        network += scan
-    after = scan + (_GRID_BYTES + _MASK_BYTES) * image + (_LABEL_BYTES + _LARGEST_CLASS_BYTES) * prod(sizes.scan)
-    return held + max(preparing, network, after)
+    after = (_GRID_BYTES + _MASK_BYTES) * image + (_LABEL_BYTES + _LARGEST_CLASS_BYTES) * prod(sizes.scan)
+    later = max(preparing, network, after)
+    return held + (max(scan, later) if scan >= ASIDE_BYTES else scan + later)
 
 
 def _at_work(model: UniversalModel, image: Triple, tiling: Tiling, overlap: float, precision: str) -> int:

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from viscera.io.aside import in_slabs
+from viscera.io.aside import in_slabs, let_go
 from viscera.masks import LEVEL_VALUE, BoolArray, SoftMask
 from viscera.shapes import Box, SpacingMm, Triple, triple
 from viscera.threads import in_threads
@@ -31,7 +31,7 @@ _PROCESSOR = torch.device("cpu")
 # Slices of an image taken at once: 25 MB of 512 x 512 float32. From 32 MiB on every array would come from the system
 # anew, page by page, and where slabs are thin, many sums are made twice.
 _SLAB = 24
-_MASK_SLAB = 8  # slices of a mask: they share no sums with their neighbours, and stay in the cache
+_MASK_SLAB = 4  # slices of a mask: they share no sums with their neighbours, and stay in the cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +108,8 @@ def resample_image(
         index, weight = taps[2].index[z : z + block], taps[2].weight[z : z + block]
         first, end = int(index.min()), int(index.max()) + 1
         slab = array[:, :, first:end].astype(np.float32, order="K")
+        if abs(array.strides[2]) == max(map(abs, array.strides)):  # else the next slab lies in the same pages
+            let_go(array)
         # In the order in which it lies in memory: turning a large slab over takes longer than all the sums.
         order = sorted(range(3), key=lambda axis: -slab.strides[axis])
         values = torch.from_numpy(slab.transpose(order))

@@ -368,13 +368,13 @@ def make_ready(scan: str | Path | Volume, model: UniversalModel, settings: Segme
             else read_volume(scan, series=settings.series, force=settings.force)
         )
     with watch.stage("Preparing"):
+        if not isinstance(scan, Volume):  # what a caller holds stays in memory all the same
+            volume = set_aside(volume)
         hu, _, reorientation = to_ras(volume)
         spacing_mm = spacing_in_ras(volume, reorientation)
         prepared = _seen_by(model, hu, spacing_mm, settings)
         coarsely = _seen_by(settings.coarse, hu, spacing_mm, settings) if settings.coarse is not None else None
-        del hu
-        if not isinstance(scan, Volume):  # what a caller holds stays in memory all the same
-            volume = set_aside(volume)
+        let_go(hu)
         give_back()
     path = None if isinstance(scan, Volume) else Path(scan)
     return Ready(path, volume, reorientation, prepared, started, coarsely)
@@ -499,6 +499,9 @@ def _paint_and_measure(
             hosts=hosts,
             imaged=imaged,
         )
+        del crop, hosts
+        if isinstance(volume.array, np.memmap):  # a scan so large that what classes leave behind would count
+            give_back()
         watch.step("Findings", done, len(structures))
     return label_map, tuple(findings[s.key] for s in structures)
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import resource
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ from viscera.infer.prepare import Prepared, windowed
 from viscera.masks import MaskSet
 from viscera.model.config import ModelConfig
 from viscera.model.universal import UniversalModel
+from viscera.report.manifest import peak_memory_mb
 from viscera.shapes import Box
 from viscera.taxonomy import taxonomy
 from viscera.train.loop import Ended, Listener, Validate, ready_to_train, step_loss, train
@@ -152,8 +151,7 @@ def measured_step(plan: Plan) -> Cost:
         seconds, loss = time.perf_counter() - begin, float(total.detach())
         model.zero_grad(set_to_none=True)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    peak = peak_memory_mb() * 1024**2
     return Cost(seconds * len(batch) / len(part), (peak + weights * (2 + bool(recipe.loop.ema))) / 1e9, loss)
 
 
