@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from viscera.errors import ImageError
+from viscera.io.dicom.sniff import is_dicom_file
 from viscera.io.nifti import looks_like_nifti, read_nifti
 from viscera.io.stream import ByteStream
 from viscera.io.validate import validated
@@ -64,10 +65,9 @@ def _read(path: Path, series: str | None, force: bool) -> Volume:
     if _existing(path).is_file() and (volume := read_file(path)) is not None:
         return volume
 
-    from viscera.io.dicom.read import read_dicom
-    from viscera.io.dicom.sniff import is_dicom_file
-
     if path.is_dir() or zipfile.is_zipfile(path) or is_dicom_file(path):
+        from viscera.io.dicom.read import read_dicom  # pydicom takes a while to load: only where it is needed
+
         return read_dicom(path, series=series, force=force)
     raise ImageError(
         f"{path} is no image viscera knows. It reads NIfTI (.nii, .nii.gz, .hdr/.img), NRRD, MetaImage (.mha, .mhd) "
