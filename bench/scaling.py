@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from itertools import cycle, islice
 from multiprocessing import get_context
@@ -65,9 +66,8 @@ def tiled(slices: int, folder: Path) -> Path:
     path = folder / f"{slices}.nii.gz"
     if not path.exists():
         # In a process of its own: for the system, the peak of this one would be that of every process it starts.
-        process = get_context("spawn").Process(target=tile, args=(slices, path))
-        process.start()
-        process.join()
+        with ProcessPoolExecutor(1, get_context("spawn")) as other:
+            other.submit(tile, slices, path).result()
     return path
 
 

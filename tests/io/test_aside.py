@@ -58,7 +58,7 @@ def test_it_is_let_go_slab_by_slab_while_it_is_resampled_unless_every_slab_needs
     stored = np.asarray(array, order=order)
     aside = set_aside(Volume(stored, np.eye(4)), least_bytes=1).array
     calls = []
-    monkeypatch.setattr("viscera.io.grid.let_go", lambda part: calls.append(part) or let_go(part))
+    monkeypatch.setattr("viscera.io.aside.let_go", lambda part: calls.append(part) or let_go(part))
     found = resample_image(aside, (1.0, 1.0, 1.0), (2.0, 2.0, 1.0), smooth=True)
     assert np.array_equal(found, resample_image(array, (1.0, 1.0, 1.0), (2.0, 2.0, 1.0), smooth=True))
     assert len([part for part in calls if isinstance(part, np.memmap)]) == times

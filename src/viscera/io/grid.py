@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from viscera.io.aside import in_slabs, let_go
+from viscera.io.aside import in_slabs, let_slab_go
 from viscera.masks import LEVEL_VALUE, BoolArray, SoftMask
 from viscera.shapes import Box, SpacingMm, Triple, triple
 from viscera.threads import in_threads
@@ -108,8 +108,7 @@ def resample_image(
         index, weight = taps[2].index[z : z + block], taps[2].weight[z : z + block]
         first, end = int(index.min()), int(index.max()) + 1
         slab = array[:, :, first:end].astype(np.float32, order="K")
-        if abs(array.strides[2]) == max(map(abs, array.strides)):  # else the next slab lies in the same pages
-            let_go(array)
+        let_slab_go(array)
         # In the order in which it lies in memory: turning a large slab over takes longer than all the sums.
         order = sorted(range(3), key=lambda axis: -slab.strides[axis])
         values = torch.from_numpy(slab.transpose(order))
@@ -193,8 +192,9 @@ def _values(
     soft: SoftMask, grid_shape: Triple, grid_spacing_mm: SpacingMm, scan_shape: Triple, scan_spacing_mm: SpacingMm
 ) -> tuple[Box, Callable[[slice], npt.NDArray[np.float32]]]:
     """What `values_on_scan` hands out: the box, and its values in some of its slices."""
+    nothing = NOWHERE, lambda _: np.zeros(NOWHERE.shape, np.float32)
     if soft.box.is_empty:
-        return NOWHERE, lambda _: np.zeros(NOWHERE.shape, np.float32)
+        return nothing
     soft = soft.embedded_in(soft.box.grown(1, within=grid_shape))
     start, stop, taps = [], [], []
     for axis in range(3):
@@ -205,7 +205,7 @@ def _values(
         upper = np.inf if end == n_grid else end - 1
         chosen = np.flatnonzero((coordinates >= first) & (coordinates <= upper))
         if chosen.size == 0:
-            return NOWHERE, lambda _: np.zeros(NOWHERE.shape, np.float32)
+            return nothing
         start.append(int(chosen[0]))
         stop.append(int(chosen[-1]) + 1)
         taps.append(linear_taps(coordinates[chosen] - first, end - first))
